@@ -1,0 +1,62 @@
+"""Commands on oirl itself: models, formats and doctor."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from oirl_cli.output import print_json, print_table
+
+_JSON = typer.Option("--json", help="Print one JSON document.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("models")(models)
+    app.command("formats")(formats)
+    app.command("doctor")(doctor)
+
+
+def models(json_: Annotated[bool, _JSON] = False) -> None:
+    """List the registered reward models, embedders and checkers."""
+    from oirl.registry import names
+
+    kinds = {kind: names(kind) for kind in ("prompt-models", "embedders", "checkers")}
+    if json_:
+        print_json(kinds)
+        return
+    print_table(["kind", "name", "where"], [[k, name, path] for k, n in kinds.items() for name, path in n.items()])
+
+
+def formats(json_: Annotated[bool, _JSON] = False) -> None:
+    """List the formats that `oirl import` reads."""
+    from oirl.registry import names, resolve
+
+    found = [resolve("formats", name) for name in names("formats")]
+    rows = [{"name": f.name, "record": f.record, "description": f.description} for f in found]
+    if json_:
+        print_json(rows)
+        return
+    print_table(["format", "makes", "what it reads"], [[r["name"], r["record"], r["description"]] for r in rows])
+
+
+def doctor(json_: Annotated[bool, _JSON] = False) -> None:
+    """Show what is installed, which devices there are, what is missing and the command that installs it."""
+    from oirl.environment import inspect_environment
+
+    report = inspect_environment()
+    if json_:
+        print_json(report)
+        return
+    print(f"oirl {report['oirl']}, Python {report['python']}, {report['platform']}")
+    print(f"{report['cpus']} CPUs, GPUs: {', '.join(report['gpus']) or report['gpu_note']}")
+    print_table(
+        ["package", "version", "needed for", "install with"],
+        [
+            [p["package"], p["version"] or "missing", p["purpose"], "" if p["version"] else p["install"]]
+            for p in report["packages"]
+        ],
+    )
+    for problem in report["problems"]:
+        print(f"problem: {problem}")

@@ -1,0 +1,109 @@
+"""Commands on logs: import and split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oirl.errors import ConfigError
+from oirl_cli.output import note, print_json, working
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("import")(import_)
+    app.command("split")(split)
+
+
+def import_(
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Files, folders or glob patterns.")],
+    out: Annotated[Path, typer.Option("--out", help="The log to write (Parquet).")],
+    format: Annotated[str, typer.Option("--format", help="A format (`oirl formats`), or auto.")] = "auto",
+    map_: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="COLUMN=FIELD", help="Which field of the files fills a column; may repeat."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="COLUMN=VALUE", help="The same value for all rows; may repeat."),
+    ] = None,
+    grade: Annotated[
+        str | None,
+        typer.Option(
+            "--grade", help="Give the verdicts: numeric, exact, choice, math or package.module:function."
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse everything at the first bad row.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Read files of any known format and write one log; say which rows were refused and why."""
+    from oirl.logs.importing.pipeline import import_log
+
+    with working(f"importing to {out}"):
+        report = import_log(
+            sources,
+            out,
+            format=format,
+            mapping=_pairs("--map", map_),
+            constants=_pairs("--set", set_),
+            grade=grade,
+            strict=strict,
+        )
+    if json_:
+        print_json(report.to_dict())
+        return
+    what = {"interactions": "rows", "queries": "queries", "preferences": "pairs"}[report.record]
+    print(f"{report.out}: {report.rows_kept:,} {what} kept of {report.rows_read:,}")
+    if report.record == "interactions":
+        print(f"  {report.n_queries:,} queries, {report.n_prompts:,} prompts")
+    for file in report.files:
+        print(f"  {file['file']} ({file['format']}): {file['rows_kept']:,} kept, {file['rows_refused']:,} refused")
+    if report.grade:
+        g = report.grade
+        print(
+            f"  graded by {g['checker']}: {g['graded']:,} rows, {g['changed']:,} verdicts changed, "
+            f"{g['filled']:,} new, {g['not_gradable']:,} not gradable"
+        )
+    for reason in report.reasons[:10]:
+        note(f"  refused {reason['count']:,}: {reason['reason']} (first at {reason['first']})")
+    if report.rejected_file:
+        note(f"  refused rows with reasons: {report.rejected_file}")
+
+
+def split(
+    log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for train.parquet and test.parquet.")],
+    by: Annotated[str, typer.Option("--by", help="What may not be cut: query.")] = "query",
+    test: Annotated[float, typer.Option("--test", help="Share of the queries in the test part.")] = 0.2,
+    folds: Annotated[
+        int | None, typer.Option("--folds", help="Write K folds instead: fold-0/train.parquet, …")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives another split.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Split a log by query so that nothing leaks: exact and near duplicates stay together."""
+    from oirl.logs.splits import write_split
+
+    with working(f"splitting to {out}"):
+        report = write_split(log, out, test=test, by=by, folds=folds, seed=seed)
+    if json_:
+        print_json(report)
+        return
+    for part in report["parts"]:
+        print(f"{part['file']}: {part['rows']:,} rows, {part['queries']:,} queries")
+    for warning in report["warnings"]:
+        note(f"warning: {warning}")
+
+
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"{option} {text}: the form is {option} COLUMN={'FIELD' if option == '--map' else 'VALUE'}")
+        if name in pairs:
+            raise ConfigError(f"{option} {name} is given twice; keep one")
+        pairs[name] = value
+    return pairs

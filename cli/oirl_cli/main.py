@@ -1,0 +1,66 @@
+"""The command `oirl`: its groups of commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from oirl import __version__
+from oirl.errors import OirlError
+from oirl_cli import demo, known, logs, models
+
+app = typer.Typer(
+    help="Turn evaluation logs into better prompts: import, split, fit, evaluate, select.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (demo, logs, models, known):
+    module.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"oirl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Turn evaluation logs into better prompts: import, split, fit, evaluate, select."""
+
+
+def run() -> None:
+    """Run the command line: exit 0 when done, 2 on a user's error (one line on stderr), 1 on a bug."""
+    try:
+        code = typer.main.get_command(app).main(standalone_mode=False)
+        sys.stdout.flush()
+    except OirlError as e:
+        _fail(str(e), 2)
+    except BrokenPipeError:
+        # The reader has what it wanted (`| head`); Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped; files that were being written are left as they were before", 130)
+    except Exception as e:
+        if hasattr(e, "format_message"):  # the command-line parser's own errors
+            context = getattr(e, "ctx", None)
+            command = context.command_path if context else "oirl"
+            _fail(f"{e.format_message().rstrip('.')}; see `{command} --help`", 2)
+        raise
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"oirl: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

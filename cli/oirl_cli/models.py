@@ -1,0 +1,216 @@
+"""Commands on models: fit, evaluate and select."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from oirl.errors import ConfigError
+from oirl_cli.output import interval, note, percent, points, print_json, print_table, working
+
+TARGETS = ("prompt",)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("fit")(fit)
+    app.command("evaluate")(evaluate)
+    app.command("select")(select)
+
+
+def fit(
+    log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log; its rows marked `train` are used.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    target: Annotated[str, typer.Option("--target", help="What is scored: prompt.")] = "prompt",
+    model: Annotated[str, typer.Option("--model", help="A prompt model (`oirl models`).")] = "contrast",
+    embedder: Annotated[
+        str,
+        typer.Option("--embedder", help="tfidf, sentence-transformers[:model] or package.module:function."),
+    ] = "tfidf",
+    folds: Annotated[int, typer.Option("--folds", help="Folds of the cross-fitting.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="For folds and learners that draw.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
+) -> None:
+    """Train a reward model r(query, prompt), and decide by cross-fitting whether choosing per query pays."""
+    from oirl.logs.store import read_log
+    from oirl.rewards.prompts import COLUMNS, PromptRewardModel
+    from oirl.rewards.saving import read_manifest
+    from oirl.selection.selector import PromptSelector
+
+    if target not in TARGETS:
+        raise ConfigError(f"--target {target}: allowed: {', '.join(TARGETS)}")
+    with working(f"fitting {model} on {embedder}"):
+        reward_model = PromptRewardModel(model, embedder=embedder, folds=folds, seed=seed)
+        selector = PromptSelector(reward_model).fit(read_log(log, COLUMNS))
+        selector.save(out)
+    if json_:
+        print_json(read_manifest(out).model_dump())
+        return
+    m, d = selector.metrics_, selector.deployment_
+    train = selector.model_.train_
+    print(f"{out}: {model} on {embedder}, {train.n_rows:,} runs of {train.n_queries:,} queries")
+    print(f"held out on the training log: {describe_metrics(m)}")
+    print(f"deployed: {_deployed(d.policy, d.best_prompt)}, because {d.reason}")
+    _warn(selector.warnings_)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of the model.")],
+    log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log; its rows marked `test` are used.")],
+    embedder: Annotated[
+        str | None, typer.Option("--embedder", help="The embedder, where it is code of your own.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="For the bootstrap.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Evaluate the model and what it would choose on a log, with 95% intervals."""
+    from oirl.evaluation.evaluate import evaluate as run
+    from oirl.logs.store import read_log
+    from oirl.rewards.prompts import COLUMNS
+    from oirl.selection.selector import PromptSelector
+
+    with working(f"evaluating {model}"):
+        selector = PromptSelector.load(model, embedder=embedder)
+        document = run(selector, read_log(log, COLUMNS), seed=seed).to_dict()
+    if json_:
+        print_json(document)
+    else:
+        print_evaluation(document)
+
+
+def select(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of the model.")],
+    queries: Annotated[list[str] | None, typer.Argument(metavar="[QUERY...]", help="Queries.")] = None,
+    in_: Annotated[
+        str | None,
+        typer.Option("--in", help="JSONL, CSV, TSV or Parquet with a column `query`, or - for lines on stdin."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="Candidates: a template per line, or JSONL/YAML with prompt_id and prompt."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write .jsonl, .csv or .parquet instead.")] = None,
+    top: Annotated[int, typer.Option("--top", help="How many prompts per query.")] = 1,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the scores of all prompts.")] = False,
+    embedder: Annotated[
+        str | None, typer.Option("--embedder", help="The embedder, where it is code of your own.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> None:
+    """Choose the prompt of each query: a table on a terminal, JSON lines into a pipe."""
+    from oirl.logs.queries import write_rows
+    from oirl.selection.selector import PromptSelector, read_candidates
+
+    query_ids, texts = _queries(queries, in_)
+    selector = PromptSelector.load(model, embedder=embedder)
+    candidates = None if prompts is None else read_candidates(prompts, selector.model_)
+    selections = selector.select(texts, candidates, query_ids=query_ids, top=top)
+    rows = [s.to_dict(explain=explain) for s in selections]
+    if out is not None:
+        write_rows(rows, out)
+        note(f"{out}: {len(rows):,} rows")
+    if json_:
+        print_json(rows)
+    elif out is None:
+        _print_selection(rows, selector.deployment_)
+
+
+def _queries(arguments: list[str] | None, file: str | None) -> tuple[list[str], list[str]]:
+    from oirl.logs.queries import parse_query_lines, read_queries
+    from oirl.logs.text import text_id
+
+    if arguments and file:
+        raise ConfigError("queries as arguments and --in are given; use one of the two")
+    if arguments and arguments != ["-"]:
+        return [text_id(q) for q in arguments], arguments
+    if file and file != "-":
+        return read_queries(file)
+    if sys.stdin.isatty():
+        note("type queries, one a line, and end with Ctrl-D")
+    return parse_query_lines(sys.stdin, "stdin")
+
+
+def describe_metrics(m: dict[str, Any]) -> str:
+    """Return the metrics of a reward model in one line."""
+
+    def show(name: str, form: str = ".3f") -> str:
+        return "–" if m[name] is None else format(m[name], form)
+
+    return (
+        f"AUC {show('auc')} (within prompt {show('auc_within_prompt')}, within query {show('auc_within_query')}), "
+        f"Brier {show('brier', '.4f')} (skill {show('brier_skill', '+.3f')} against the prompt means), "
+        f"ECE {show('ece')}"
+    )
+
+
+def print_evaluation(document: dict[str, Any]) -> None:
+    """Print an evaluation for people: prompts, policies, ceiling, decision."""
+    print(
+        f"{document['n_rows']:,} runs, {document['n_queries']:,} queries, {document['n_prompts']} prompts known "
+        "to the model"
+    )
+    print_table(
+        ["prompt", "runs", "success", "95% interval"],
+        [
+            [p["prompt_id"], f"{p['n']:,}", percent(p["success"]), interval(p["ci_low"], p["ci_high"])]
+            for p in document["prompts"]
+        ],
+    )
+    print(f"reward model: {describe_metrics(document['model'])}")
+    print_table(
+        ["policy", "success", "95% interval", "gain (points)", "95% interval "],
+        [
+            [
+                name,
+                percent(p["value"]),
+                interval(p["ci_low"], p["ci_high"]),
+                points(p["gain"]),
+                interval(p["gain_ci_low"], p["gain_ci_high"], points),
+            ]
+            for name, p in document["policies"].items()
+        ],
+    )
+    best = document["policies"]["best_prompt"].get("prompt_id", "–")
+    print(f"best_prompt is {best}, the best single prompt of the training log; gains are against it, paired by query.")
+    ceiling = document["ceiling"]
+    print(f"ceiling of a choice per query: {percent(ceiling['value'])} ({ceiling['method']});")
+    print(f"one run of every prompt, best in hindsight: {percent(ceiling['one_draw_oracle'])}, luck included.")
+    print(f"deployed: {_deployed(document['deploy']['policy'], best)}, because {document['deploy']['reason']}")
+    _warn(document["warnings"])
+
+
+def _print_selection(rows: list[dict[str, Any]], deployment: Any) -> None:
+    import json
+
+    if not sys.stdout.isatty():
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    print_selection(rows)
+    print(f"deployed: {_deployed(deployment.policy, deployment.best_prompt)}, because {deployment.reason}")
+
+
+def print_selection(rows: list[dict[str, Any]]) -> None:
+    """Print rows of `select` as a table."""
+    table = []
+    for row in rows:
+        mark = "extrapolated" if row.get("extrapolation") else ("switched" if row["changed"] else "")
+        cells = [row["query"], row["prompt_id"], percent(row["score"]), percent(row["baseline_score"]), mark]
+        if "scores" in row:
+            ordered = sorted(row["scores"].items(), key=lambda item: -item[1])
+            cells.append(", ".join(f"{name} {percent(score)}" for name, score in ordered))
+        table.append(cells)
+    columns = ["query", "prompt", "estimate", "best single", ""]
+    print_table([*columns, "all prompts"] if rows and "scores" in rows[0] else columns, table)
+
+
+def _deployed(policy: str, best: str) -> str:
+    return "the choice per query" if policy == "selector" else f"the best single prompt ({best}) for every query"
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        note(f"warning: {warning}")

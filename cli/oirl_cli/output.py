@@ -1,0 +1,98 @@
+"""What commands print: one JSON document, tables for people, notes and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout; NaN would not be JSON, so it is an error."""
+    print(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """Print a table on stdout: the first column and those that hold words to the left, numbers to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for i, column in enumerate(columns):
+        numeric = i > 0 and all(not row[i] or row[i].lstrip("+-[").replace(".", "")[:1].isdigit() for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # Written to a file or a pipe, a table must not be cut to the width of a terminal that is not there.
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width, highlight=False, soft_wrap=False).print(table)
+
+
+def percent(value: float | None) -> str:
+    """Return a share as per cent, a dash where it is not known."""
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of shares in percentage points, with its sign."""
+    return "–" if value is None else f"{100 * value:+.1f}"
+
+
+def interval(low: float | None, high: float | None, form: Any = percent) -> str:
+    """Return `[low, high]`."""
+    return "–" if low is None or high is None else f"[{form(low)}, {form(high)}]"
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show that work goes on, with the messages that oirl logs: a spinner on a terminal, plain lines otherwise."""
+    logger = logging.getLogger("oirl")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status(text) as status:
+            handler: logging.Handler = _Call(lambda message: status.update(f"{text}: {message}"))
+            logger.addHandler(handler)
+            try:
+                yield
+            finally:
+                logger.removeHandler(handler)
+                logger.setLevel(before)
+        return
+    note(text)
+    last = [time.monotonic()]
+
+    def now_and_then(message: str) -> None:
+        if time.monotonic() - last[0] > 5:
+            last[0] = time.monotonic()
+            note(f"  {message}")
+
+    handler = _Call(now_and_then)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Call(logging.Handler):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self._function = function
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._function(record.getMessage())

@@ -1,0 +1,46 @@
+"""oirl turns evaluation logs into better prompts and better language models.
+
+The public names are loaded when they are first used, so that `import oirl` stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "OirlError": "oirl.errors",
+    "PromptRewardModel": "oirl.rewards.prompts",
+    "PromptSelector": "oirl.selection.selector",
+    "evaluate": "oirl.evaluation.evaluate",
+    "import_log": "oirl.logs.importing.pipeline",
+    "load": "oirl.rewards.saving",
+    "read_log": "oirl.logs.store",
+    "split": "oirl.logs.splits",
+    "write_log": "oirl.logs.store",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from oirl.errors import OirlError as OirlError
+    from oirl.evaluation.evaluate import evaluate as evaluate
+    from oirl.logs.importing.pipeline import import_log as import_log
+    from oirl.logs.splits import split as split
+    from oirl.logs.store import read_log as read_log
+    from oirl.logs.store import write_log as write_log
+    from oirl.rewards.prompts import PromptRewardModel as PromptRewardModel
+    from oirl.rewards.saving import load as load
+    from oirl.selection.selector import PromptSelector as PromptSelector
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'oirl' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

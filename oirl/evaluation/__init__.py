@@ -1,0 +1,1 @@
+"""Evaluation: metrics, policy values with intervals, ceilings."""

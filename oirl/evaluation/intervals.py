@@ -1,0 +1,45 @@
+"""Intervals by a bootstrap clustered by query. Pure functions of arrays and a random generator."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_BLOCK = 2**22
+
+
+def bootstrap_means(values: np.ndarray, rng: np.random.Generator, draws: int = 2000) -> np.ndarray:
+    """Return the means of `draws` resamples of the rows; the columns are resampled together, so they stay paired.
+
+    Args:
+        values: Float (n, k): one row per cluster (query), one column per quantity.
+        rng: Source of chance.
+        draws: Number of resamples.
+
+    Returns:
+        Float (draws, k).
+    """
+    n = len(values)
+    out = np.empty((draws, values.shape[1]))
+    step = max(1, _BLOCK // max(n, 1))
+    for start in range(0, draws, step):
+        size = min(step, draws - start)
+        picks = rng.integers(0, n, (size, n))
+        picks += np.arange(size)[:, None] * n
+        counts = np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)
+        out[start : start + size] = counts @ values / n
+    return out
+
+
+def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and upper ends of the central interval of bootstrap draws, each of shape (k,)."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def mean_interval(
+    values: np.ndarray, rng: np.random.Generator, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return (mean, low, high) of one quantity per query, float (n,)."""
+    low, high = percentile_interval(bootstrap_means(values[:, None], rng, draws), level)
+    return float(values.mean()), float(low[0]), float(high[0])

@@ -1,0 +1,1 @@
+"""The log: read, write, import, grade and split."""

@@ -1,0 +1,145 @@
+"""A log as counts: how often each prompt was run on each query, and how often it was right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from oirl.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The graded runs of a log, one cell per (query, prompt) that was run.
+
+    Attributes:
+        query_ids: Distinct queries, length Q.
+        queries: Their texts.
+        prompt_ids: Distinct prompts, length P.
+        prompts: Their templates.
+        query_index: Position of each cell's query, int64 (C,).
+        prompt_index: Position of each cell's prompt, int64 (C,).
+        runs: Graded runs of each cell, at least 1, int64 (C,).
+        successes: Those that were right, int64 (C,).
+    """
+
+    query_ids: list[str]
+    queries: list[str]
+    prompt_ids: list[str]
+    prompts: list[str]
+    query_index: np.ndarray
+    prompt_index: np.ndarray
+    runs: np.ndarray
+    successes: np.ndarray
+
+    @property
+    def rate(self) -> np.ndarray:
+        """Share of right runs of each cell, float64 (C,)."""
+        return self.successes / self.runs
+
+    def matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (runs, successes) as matrices, int64 (Q, P); 0 runs where a prompt was not run."""
+        shape = (len(self.queries), len(self.prompts))
+        runs, successes = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        runs[self.query_index, self.prompt_index] = self.runs
+        successes[self.query_index, self.prompt_index] = self.successes
+        return runs, successes
+
+    def of_queries(self, chosen: np.ndarray) -> Cells:
+        """Return the cells of some queries.
+
+        Args:
+            chosen: Mask, bool (Q,): 1 = keep. All prompts stay, whether or not they were run on these queries.
+        """
+        kept = chosen[self.query_index]
+        position = np.cumsum(chosen) - 1
+        where = np.flatnonzero(chosen)
+        return Cells(
+            [self.query_ids[i] for i in where],
+            [self.queries[i] for i in where],
+            self.prompt_ids,
+            self.prompts,
+            position[self.query_index[kept]],
+            self.prompt_index[kept],
+            self.runs[kept],
+            self.successes[kept],
+        )
+
+    def of_prompts(self, prompt_ids: Sequence[str]) -> Cells:
+        """Return the cells of some prompts, in the order given; queries without such a cell are left out.
+
+        A prompt that the log does not hold gets no cell, and an empty text.
+        """
+        position = {name: i for i, name in enumerate(prompt_ids)}
+        new = np.array([position.get(name, -1) for name in self.prompt_ids], dtype=np.int64)
+        texts = dict(zip(self.prompt_ids, self.prompts, strict=True))
+        kept = new[self.prompt_index] >= 0
+        cells = Cells(
+            self.query_ids,
+            self.queries,
+            list(prompt_ids),
+            [texts.get(name, "") for name in prompt_ids],
+            self.query_index[kept],
+            new[self.prompt_index[kept]],
+            self.runs[kept],
+            self.successes[kept],
+        )
+        present = np.zeros(len(self.queries), dtype=bool)
+        present[cells.query_index] = True
+        return cells.of_queries(present)
+
+
+def make_cells(log: pa.Table) -> Cells:
+    """Count the graded runs of a log by query and prompt; rows whose `correct` is null do not count.
+
+    Args:
+        log: Interactions; needs query_id, query, prompt_id, prompt and correct.
+
+    Raises:
+        DataError: If no row has a verdict, or one id stands for several texts.
+    """
+    graded = log.filter(pc.is_valid(log["correct"]))
+    if not len(graded):
+        raise DataError(
+            f"none of the {len(log):,} rows has a verdict in `correct`; import them with --grade, such as "
+            "--grade numeric, or map the column with --map correct=COLUMN"
+        )
+    query_ids, queries, query_index = _texts(graded, "query_id", "query")
+    prompt_ids, prompts, prompt_index = _texts(graded, "prompt_id", "prompt")
+    key = query_index * len(prompt_ids) + prompt_index
+    cells, inverse, runs = np.unique(key, return_inverse=True, return_counts=True)
+    right = graded["correct"].combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
+    successes = np.bincount(inverse, weights=right, minlength=len(cells)).astype(np.int64)
+    return Cells(
+        query_ids,
+        queries,
+        prompt_ids,
+        prompts,
+        cells // len(prompt_ids),
+        cells % len(prompt_ids),
+        runs.astype(np.int64),
+        successes,
+    )
+
+
+def _texts(log: pa.Table, id_column: str, text_column: str) -> tuple[list[str], list[str], np.ndarray]:
+    """Return distinct ids, the text of each, and each row's position; refuse an id with several texts."""
+    ids = log[id_column].combine_chunks().dictionary_encode()
+    texts = log[text_column].combine_chunks().dictionary_encode()
+    index = np.asarray(ids.indices, dtype=np.int64)
+    text_index = np.asarray(texts.indices, dtype=np.int64)
+    first = np.unique(index, return_index=True)[1]
+    text_of = text_index[first]
+    unlike = np.flatnonzero(text_of[index] != text_index)
+    # Different casing or spacing of one query is still one query; ids come from the normalised text.
+    if id_column == "prompt_id" and len(unlike):
+        name = ids.dictionary[int(index[unlike[0]])].as_py()
+        raise DataError(
+            f"{id_column} {name!r} stands for several texts in column {text_column!r}; give each text an id of its own"
+        )
+    names, all_texts = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
+    return names, [all_texts[i] for i in text_of], index

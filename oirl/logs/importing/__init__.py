@@ -1,0 +1,1 @@
+"""Importers: files of other tools and tables of users to logs."""

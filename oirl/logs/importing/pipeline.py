@@ -1,0 +1,240 @@
+"""From files of any known format to one log: recognise, convert, check, grade, write."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oirl.errors import ConfigError, DataError, nearest
+from oirl.logs.atomic import atomic_file
+from oirl.logs.grading import Grader
+from oirl.logs.importing.base import Importer, Refusal
+from oirl.logs.importing.lines import read_head
+from oirl.logs.importing.rows import RowBuilder
+from oirl.logs.store import LogWriter, Source, find_files
+from oirl.records import SCHEMAS
+from oirl.registry import names, resolve
+
+
+@dataclass(slots=True)
+class ImportReport:
+    """What an import read, kept and refused.
+
+    Attributes:
+        out: The file that was written.
+        record: "interactions", "preferences" or "queries".
+        files: Each source file with its format and counts.
+        rows_read: Rows found in all files.
+        rows_kept: Rows written.
+        rows_refused: Rows refused; kept and refused make up the rows read.
+        reasons: [{reason, count, first}], the most frequent first; `first` is file:row.
+        rejected_file: Where the refused rows stand with their reasons; None if there are none.
+        n_queries: Distinct queries.
+        n_prompts: Distinct prompts.
+        grade: Counts of the checker, None without one.
+        fingerprint: Of the content written.
+    """
+
+    out: str
+    record: str = "interactions"
+    files: list[dict[str, Any]] = field(default_factory=list)
+    rows_read: int = 0
+    rows_kept: int = 0
+    rows_refused: int = 0
+    reasons: list[dict[str, Any]] = field(default_factory=list)
+    rejected_file: str | None = None
+    n_queries: int = 0
+    n_prompts: int = 0
+    grade: dict[str, Any] | None = None
+    fingerprint: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary for JSON."""
+        return asdict(self)
+
+
+def import_log(
+    sources: Source | Sequence[Source],
+    out: Source,
+    *,
+    format: str = "auto",
+    mapping: Mapping[str, str] | None = None,
+    constants: Mapping[str, str] | None = None,
+    grade: str | None = None,
+    strict: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> ImportReport:
+    """Read files of a known format and write one log; rows that do not fit are refused with a reason.
+
+    Args:
+        sources: Files, folders or glob patterns.
+        out: The log to write. Refused rows go to `<out without .parquet>.rejected.jsonl`.
+        format: A registered format, or "auto" to recognise it file by file.
+        mapping: Column of the log -> field of the files, where the names differ; fields may be dotted paths.
+        constants: Column of the log -> value for all rows.
+        grade: A checker that gives the verdicts.
+        strict: Refuse everything at the first row that does not fit.
+        progress: Called with a line of text now and then.
+
+    Raises:
+        DataError: If a file cannot be read, lacks a needed field, or no row of it all can be kept.
+        ConfigError: If `mapping` or `constants` name no column of the record.
+        UnknownNameError: If the format or the checker is not known.
+        NotFoundError: If a source is not there.
+    """
+    located = _locate(sources, format)
+    record = _one_record(located)
+    mapping, constants = dict(mapping or {}), dict(constants or {})
+    _check_columns(record, mapping, constants)
+    if grade and record != "interactions":
+        raise ConfigError(f"--grade needs interactions, but these files hold {record}")
+    if Path(out).resolve() in {path.resolve() for path, _ in located}:
+        raise ConfigError(f"{out} is also a source; name another file to write")
+    grader = Grader(grade) if grade else None
+    builder = RowBuilder(record, constants, grader)
+    report = ImportReport(out=str(out), record=record)
+    fields = {c: mapping.get(c, c) for c in SCHEMAS[record].names if c not in constants}
+
+    with LogWriter(out, record) as writer, _Rejections(out, strict) as rejections:
+        for path, importer in located:
+            before = (report.rows_kept, report.rows_refused)
+            for chunk in importer.chunks(path, fields):
+                batch, refused = builder.build(chunk)
+                rejections.add(path, refused)
+                writer.write(batch)
+                report.rows_kept += batch.num_rows
+                report.rows_refused += len(refused)
+                if progress:
+                    progress(f"{path.name}: {report.rows_kept:,} rows kept, {report.rows_refused:,} refused")
+            kept, lost = report.rows_kept - before[0], report.rows_refused - before[1]
+            report.files.append(
+                {"file": str(path), "format": importer.name, "rows_kept": kept, "rows_refused": lost}
+            )
+        if not report.rows_kept:
+            raise DataError(_nothing_kept(located, rejections))
+    report.rows_read = report.rows_kept + report.rows_refused
+    report.reasons = rejections.summary()
+    report.rejected_file = rejections.written
+    report.n_queries, report.n_prompts = builder.n_queries, builder.n_prompts
+    report.grade = grader.counts.to_dict() if grader else None
+    report.fingerprint = writer.fingerprint
+    return report
+
+
+def detect(path: Path) -> Importer:
+    """Return the importer of the first registered format that accepts `path`.
+
+    Raises:
+        DataError: If none does; the message lists the formats.
+    """
+    importer = _sniff(path)
+    if importer is None:
+        known = ", ".join(names("formats"))
+        raise DataError(f"{path}: format not recognised; name one with --format: {known}")
+    return importer
+
+
+def _sniff(path: Path) -> Importer | None:
+    head = b"" if path.is_dir() else read_head(path)
+    for name in names("formats"):
+        importer: Importer = resolve("formats", name)
+        if importer.sniff(path, head):
+            return importer
+    return None
+
+
+def _locate(sources: Source | Sequence[Source], format: str) -> list[tuple[Path, Importer]]:
+    if isinstance(sources, (str, os.PathLike)):
+        sources = [sources]
+    located: list[tuple[Path, Importer]] = []
+    for source in sources:
+        # A folder may itself be one run of a tool; only when no format says so are its files taken.
+        whole = _sniff(Path(source)) if Path(source).is_dir() and format == "auto" else None
+        paths = [Path(source)] if whole else find_files(source)
+        for path in paths:
+            if not path.is_dir() and path.stat().st_size == 0:
+                raise DataError(f"{path} is empty")
+            located.append((path, whole or (detect(path) if format == "auto" else resolve("formats", format))))
+    return located
+
+
+def _one_record(located: list[tuple[Path, Importer]]) -> str:
+    records = {importer.record: path for path, importer in located}
+    if len(records) > 1:
+        pairs = ", ".join(f"{path} holds {record}" for record, path in records.items())
+        raise ConfigError(f"one import makes one kind of file, but {pairs}; import them one by one")
+    return next(iter(records))
+
+
+def _check_columns(record: str, mapping: Mapping[str, str], constants: Mapping[str, str]) -> None:
+    known = SCHEMAS[record].names
+    for option, given in (("--map", mapping), ("--set", constants)):
+        for column in given:
+            if column not in known:
+                raise ConfigError(
+                    f"{option} {column}={given[column]}: no column {column!r}{nearest(column, known)}; "
+                    f"columns of {record}: {', '.join(known)}"
+                )
+    for column in mapping.keys() & constants.keys():
+        raise ConfigError(f"column {column!r} stands in both --map and --set; keep one of the two")
+
+
+def _nothing_kept(located: list[tuple[Path, Importer]], rejections: _Rejections) -> str:
+    first = rejections.summary()
+    where = located[0][0] if len(located) == 1 else f"{len(located)} files"
+    why = f"; {first[0]['first']}: {first[0]['reason']}" if first else "; there are no rows"
+    return f"{where}: no row could be kept{why}"
+
+
+class _Rejections:
+    """Refused rows, counted by reason and written beside the log when the import succeeds."""
+
+    def __init__(self, out: Source, strict: bool) -> None:
+        path = Path(out)
+        self._path = path.with_name(path.name.removesuffix(".parquet") + ".rejected.jsonl")
+        self._strict = strict
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+        self._lines: Iterator[Any] | None = None
+        self.written: str | None = None
+
+    def __enter__(self) -> _Rejections:
+        self._file = atomic_file(self._path)
+        self._temporary = self._file.__enter__()
+        self._handle = self._temporary.open("w", encoding="utf-8", newline="\n")
+        return self
+
+    def add(self, path: Path, refused: list[Refusal]) -> None:
+        for refusal in refused:
+            where = f"{path}:{refusal.row}"
+            if self._strict:
+                raise DataError(f"{where}: {refusal.reason} (--strict refuses the file for it)")
+            # Values differ from row to row; what is wrong with them is the same reason.
+            kind = re.sub(r"^(\w+) is .*: (?=[^:]*$)", r"\1: ", re.sub(r" \(.*\)$", "", refusal.reason))
+            self._counts[kind] += 1
+            self._first.setdefault(kind, where)
+            entry = {"file": str(path), "row": refusal.row, "reason": refusal.reason, "raw": refusal.raw}
+            self._handle.write(json.dumps(entry, ensure_ascii=True, default=str) + "\n")
+
+    def summary(self) -> list[dict[str, Any]]:
+        return [
+            {"reason": reason, "count": count, "first": self._first[reason]}
+            for reason, count in self._counts.most_common()
+        ]
+
+    def __exit__(self, *error: Any) -> None:
+        self._handle.close()
+        if error[0] is None and self._counts:
+            self._file.__exit__(None, None, None)
+            self.written = str(self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+            if error[0] is None:
+                # An earlier import's refusals would be taken for this one's.
+                self._path.unlink(missing_ok=True)

@@ -1,0 +1,204 @@
+"""Chunks of raw columns to checked record batches: types, ids, replicates, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from oirl.errors import ConfigError
+from oirl.logs.grading import Grader
+from oirl.logs.importing.base import Chunk, Refusal
+from oirl.logs.importing.coerce import coerce
+from oirl.logs.importing.keys import KeyCounter, row_keys
+from oirl.logs.text import text_id
+from oirl.records import SCHEMAS
+
+_ID_OF = {"query_id": ("query",), "prompt_id": ("prompt",), "pair_id": ("query", "chosen", "rejected")}
+_MAY_BE_BLANK = frozenset({"prompt"})
+_CELL = ("query_id", "prompt_id", "model", "run_id")
+
+
+class RowBuilder:
+    """Make batches of one record from chunks, remembering across chunks what ids stand for.
+
+    Args:
+        record: A key of `records.SCHEMAS`.
+        constants: Column -> value for all rows.
+        grader: Gives the verdicts, if not None.
+    """
+
+    def __init__(self, record: str, constants: Mapping[str, str], grader: Grader | None = None) -> None:
+        self.record = record
+        self.schema = SCHEMAS[record]
+        self._constants = {name: self._constant(name, value) for name, value in constants.items()}
+        self._grader = grader
+        self._cells = KeyCounter()
+        self._queries = KeyCounter()
+        self._texts: dict[str, dict[str, int]] = {"query_id": {}, "prompt_id": {}}
+
+    @property
+    def n_queries(self) -> int:
+        """Distinct queries so far."""
+        return len(self._queries)
+
+    @property
+    def n_prompts(self) -> int:
+        """Distinct prompts so far."""
+        return len(self._texts["prompt_id"])
+
+    def build(self, chunk: Chunk) -> tuple[pa.RecordBatch, list[Refusal]]:
+        """Return the rows of a chunk that fit, and the others with reasons."""
+        n = len(chunk.rows)
+        bad: dict[int, str] = {}
+        columns: dict[str, pa.Array] = {}
+        for field in self.schema:
+            columns[field.name] = self._column(field, chunk, n, bad)
+        self._default_ids(columns)
+        self._check_required(columns, bad)
+        self._check_ranges(columns, bad)
+        self._check_ids(columns, bad)
+        keep = _keep_mask(n, bad)
+        columns = _filter(columns, keep)
+        rows = np.flatnonzero(keep)
+        duplicates = self._number_replicates(columns)
+        if duplicates:
+            bad |= {int(rows[i]): reason for i, reason in duplicates.items()}
+            columns = _filter(columns, _keep_mask(len(rows), duplicates))
+        if self._grader:
+            columns["correct"] = self._grader.grade(columns["response"], columns["answer"], columns["correct"])
+        batch = pa.RecordBatch.from_arrays([columns[f.name] for f in self.schema], schema=self.schema)
+        refused = [
+            Refusal(int(chunk.rows[i]), reason, _raw_row(chunk, i)) for i, reason in sorted(bad.items())
+        ]
+        return batch, sorted(chunk.refused + refused, key=lambda r: r.row)
+
+    def _constant(self, name: str, value: str) -> pa.Scalar:
+        array, bad = coerce(self.schema.field(name), [value])
+        if bad:
+            raise ConfigError(f"--set {name}={value}: {bad[0]}")
+        return array[0]
+
+    def _column(self, field: pa.Field, chunk: Chunk, n: int, bad: dict[int, str]) -> pa.Array:
+        if field.name in self._constants:
+            return pa.repeat(self._constants[field.name], n)
+        values = chunk.columns.get(field.name)
+        if values is None:
+            return pa.nulls(n, field.type)
+        array, reasons = coerce(field, values)
+        for i, reason in reasons.items():
+            bad.setdefault(i, reason)
+        return array
+
+    def _default_ids(self, columns: dict[str, pa.Array]) -> None:
+        for name, sources in _ID_OF.items():
+            if name in columns and columns[name].null_count:
+                columns[name] = pc.coalesce(columns[name], _text_ids([columns[s] for s in sources]))
+
+    def _check_required(self, columns: dict[str, pa.Array], bad: dict[int, str]) -> None:
+        for field in self.schema:
+            if field.nullable or field.name == "replicate":
+                continue
+            column = columns[field.name]
+            empty = column.is_null()
+            if field.name not in _MAY_BE_BLANK:
+                blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0)
+                empty = pc.or_(empty, pc.fill_null(blank, False))
+            for i in _indices(empty):
+                bad.setdefault(i, f"{field.name} is empty: it is required")
+
+    def _check_ranges(self, columns: dict[str, pa.Array], bad: dict[int, str]) -> None:
+        if self.record != "interactions":
+            return
+        p = columns["propensity"]
+        wrong = pc.fill_null(pc.or_(pc.less_equal(p, 0.0), pc.greater(p, 1.0)), False)
+        for i in _indices(wrong):
+            bad.setdefault(i, f"propensity is {p[i].as_py()}: a probability above 0, up to 1, is needed")
+        for i in _indices(pc.fill_null(pc.less(columns["replicate"], 0), False)):
+            bad.setdefault(i, "replicate is negative: 0, 1, … are allowed")
+
+    def _check_ids(self, columns: dict[str, pa.Array], bad: dict[int, str]) -> None:
+        """Refuse rows whose id has stood for another text; remember what each id stands for."""
+        for name, known in self._texts.items():
+            if name not in columns:
+                continue
+            ids, texts = columns[name].dictionary_encode(), columns[_ID_OF[name][0]].dictionary_encode()
+            width = max(len(texts.dictionary), 1)
+            pairs = pc.fill_null(ids.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64) * width
+            pairs += pc.fill_null(texts.indices, 0).to_numpy(zero_copy_only=False)
+            distinct, first = np.unique(pairs, return_index=True)
+            wrong = []
+            id_list, text_list = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
+            for pair in distinct[np.argsort(first)]:
+                if pair < 0 or not text_list:
+                    continue
+                text = text_list[pair % width]
+                if known.setdefault(id_list[pair // width], hash(text)) != hash(text):
+                    wrong.append(pair)
+            for i in np.flatnonzero(np.isin(pairs, wrong)) if wrong else ():
+                what = columns[name][int(i)].as_py()
+                bad.setdefault(
+                    int(i), f"{name} is {what!r}: it stood for another {_ID_OF[name][0]} in an earlier row"
+                )
+
+    def _number_replicates(self, columns: dict[str, pa.Array]) -> dict[int, str]:
+        """Number repeated runs that carry no number; return the rows that repeat a number."""
+        if self.record != "interactions":
+            keys = row_keys([columns[self.schema.names[0]]])
+            seen = self._queries.add(keys)
+            return {int(i): f"{self.schema.names[0]} repeats an earlier row" for i in np.flatnonzero(seen)}
+        self._queries.add(row_keys([columns["query_id"]]))
+        cell = row_keys([columns[name] for name in _CELL])
+        given = columns["replicate"]
+        if given.null_count == len(given):
+            columns["replicate"] = pa.array(self._cells.add(cell), pa.int32())
+            return {}
+        missing = {i: "replicate is empty: other rows carry a number" for i in _indices(given.is_null())}
+        numbers = pc.fill_null(given, -1).to_numpy(zero_copy_only=False).astype(np.uint64)
+        seen = self._cells.add(cell * np.uint64(31) + numbers)
+        repeated = {
+            int(i): "the same query, prompt, model, run and replicate as an earlier row"
+            for i in np.flatnonzero(seen)
+        }
+        return repeated | missing
+
+
+def _text_ids(columns: list[pa.Array]) -> pa.Array:
+    if len(columns) > 1:
+        joined = pc.binary_join_element_wise(*columns, "\x1f", null_handling="emit_null")
+    else:
+        joined = columns[0]
+    encoded = joined.dictionary_encode()
+    ids = pa.array([text_id(t) for t in encoded.dictionary.to_pylist()], pa.string())
+    return ids.take(encoded.indices)
+
+
+def _indices(mask: pa.Array) -> list[int]:
+    if not pc.any(mask).as_py():
+        return []
+    return [int(i) for i in mask.to_numpy(zero_copy_only=False).nonzero()[0]]
+
+
+def _keep_mask(n: int, bad: Mapping[int, str]) -> np.ndarray:
+    keep = np.ones(n, dtype=bool)
+    keep[list(bad)] = False
+    return keep
+
+
+def _filter(columns: dict[str, pa.Array], keep: np.ndarray) -> dict[str, pa.Array]:
+    if keep.all():
+        return columns
+    mask = pa.array(keep)
+    return {name: column.filter(mask) for name, column in columns.items()}
+
+
+def _raw_row(chunk: Chunk, i: int) -> dict[str, Any]:
+    raw = {}
+    for name, values in chunk.columns.items():
+        value = values[i].as_py() if isinstance(values, (pa.Array, pa.ChunkedArray)) else values[i]
+        if value is not None:
+            raw[name] = value
+    return raw

@@ -1,0 +1,348 @@
+"""Tables whose columns the user names: JSON Lines, CSV, TSV, Parquet and Arrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.ipc as ipc
+import pyarrow.json as pjson
+
+from oirl.errors import DataError, nearest
+from oirl.logs.importing.base import Chunk, Refusal, Values
+from oirl.logs.importing.lines import Block, read_blocks
+from oirl.logs.store import BATCH_ROWS, first_line, open_parquet
+from oirl.records import SCHEMAS
+
+HEAD_ROWS = 200
+_ARROW_TYPES: dict[type, pa.DataType] = {bool: pa.bool_(), str: pa.string(), int: pa.int64(), float: pa.float64()}
+
+
+def check_fields(path: Path, fields: Mapping[str, str], there: Iterable[str], explicit: Iterable[str]) -> None:
+    """Refuse a file that lacks a field that is required or that the user has named.
+
+    Args:
+        path: The file, for the message.
+        fields: Column of the record -> field of the file.
+        there: The fields that the file has.
+        explicit: Columns that must come from the file.
+
+    Raises:
+        DataError: Naming the missing field and those that are there.
+    """
+    have = list(there)
+    for column in explicit:
+        source = fields[column]
+        if source not in have:
+            named = f"no field {source!r}{nearest(source, have)}"
+            raise DataError(
+                f"{path}: {named} for the column {column!r}; fields there: {', '.join(have) or 'none'}; "
+                f"use --map {column}=FIELD, or --set {column}=TEXT where it is the same for all rows"
+            )
+
+
+def needed(fields: Mapping[str, str]) -> list[str]:
+    """Return the columns that the file must have: the texts that have no default, and those mapped by name."""
+    return [c for c, source in fields.items() if c in {"query", "prompt"} or c != source]
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """JSON objects, one a line, plain or gzipped; also a file that holds one JSON array of objects."""
+
+    name: str = "jsonl"
+    description: str = "JSON Lines (.jsonl, .ndjson, also .gz), or one JSON array of objects (.json)"
+    record: str = "interactions"
+
+    def sniff(self, path: Path, head: bytes) -> bool:
+        """Accept what begins like a JSON object or array."""
+        return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
+
+    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+        """Yield the objects; a block of lines that Arrow cannot read at once is read line by line."""
+        schema: pa.Schema | None = None
+        empty = True
+        for block in read_blocks(path):
+            if schema is None:
+                if block.data.lstrip()[:1] == b"[":
+                    yield from self._array(path, fields)
+                    return
+                head = [o for o in map(_try_object, block.data.split(b"\n", HEAD_ROWS)[:HEAD_ROWS]) if o]
+                if head:
+                    keys = dict.fromkeys(k for o in head for k in o)
+                    dotted = [s for s in fields.values() if any(_dig(o, s) is not None for o in head)]
+                    check_fields(path, fields, dict.fromkeys([*keys, *dotted]), needed(fields))
+                    schema = _json_schema(head, fields)
+            empty = empty and not block.data.strip() and not block.refused
+            columns = None if schema is None or block.refused else _arrow_columns(block, schema, fields)
+            if columns is not None:
+                count = len(next(iter(columns.values())))
+                yield Chunk(columns, np.arange(block.first_line, block.first_line + count))
+            else:
+                yield _object_chunk(_parse_lines(block), fields, block.refused)
+        if empty:
+            raise DataError(f"{path} is empty; JSON objects, one a line, are needed")
+
+    def _array(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+        text = b"".join(block.data for block in read_blocks(path))
+        try:
+            objects = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{path} begins like a JSON array, but is not one: {e}") from e
+        head = [o for o in objects[:HEAD_ROWS] if isinstance(o, dict)]
+        check_fields(path, fields, dict.fromkeys(k for o in head for k in o), needed(fields))
+        for start in range(0, len(objects), BATCH_ROWS):
+            yield _object_chunk(enumerate(objects[start : start + BATCH_ROWS], start + 1), fields, [])
+
+
+@dataclass(frozen=True)
+class Delimited:
+    """A table in text with a header row; the first delimiter of the class separates the cells."""
+
+    name: str
+    description: str
+    delimiter: str
+    suffixes: tuple[str, ...]
+    record: str = "interactions"
+
+    def sniff(self, path: Path, head: bytes) -> bool:
+        """Accept by the end of the file's name, before .gz."""
+        name = path.name.lower().removesuffix(".gz")
+        return name.endswith(self.suffixes) and b"\0" not in head
+
+    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+        """Yield the rows; one with too few or too many cells is refused."""
+        refused: list[Refusal] = []
+
+        def invalid(row: pcsv.InvalidRow) -> str:
+            reason = f"{row.actual_columns} cells where the header has {row.expected_columns}"
+            refused.append(Refusal(row.number or 0, reason, (row.text or "")[:2000]))
+            return "skip"
+
+        header = self._header(path)
+        check_fields(path, fields, header, needed(fields))
+        wanted = [source for source in dict.fromkeys(fields.values()) if source in header]
+        repeated = [name for name in wanted if header.count(name) > 1]
+        if repeated:
+            raise DataError(f"{path}: the header names {repeated[0]!r} twice; rename one of the two")
+        try:
+            reader = pcsv.open_csv(
+                pa.input_stream(str(path), compression="detect"),
+                pcsv.ReadOptions(use_threads=False, block_size=1 << 24),
+                pcsv.ParseOptions(
+                    delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=invalid
+                ),
+                pcsv.ConvertOptions(
+                    include_columns=wanted,
+                    column_types=dict.fromkeys(wanted, pa.string()),
+                    strings_can_be_null=True,
+                    null_values=[""],
+                    quoted_strings_can_be_null=True,
+                ),
+            )
+            yield from self._batches(reader, fields, refused)
+        except (pa.ArrowException, OSError) as e:
+            raise DataError(f"{path} cannot be read as {self.name}: {_explain(e)}") from e
+
+    def _batches(
+        self, reader: Iterable[pa.RecordBatch], fields: Mapping[str, str], refused: list[Refusal]
+    ) -> Iterator[Chunk]:
+        row = 0
+        for batch in reader:
+            # A refused row has a number of its own, the header being row 1; the others fill the gaps.
+            skipped = np.array([r.row for r in refused], dtype=np.int64)
+            rows = np.arange(row + 1, row + 1 + batch.num_rows + len(skipped))
+            rows = rows[~np.isin(rows, skipped - 1)]
+            row += batch.num_rows + len(skipped)
+            given = [Refusal(r.row - 1, r.reason, r.raw) for r in refused]
+            refused.clear()
+            columns = {c: batch.column(s) for c, s in fields.items() if s in batch.schema.names}
+            yield Chunk(columns, rows[: batch.num_rows], given)
+        if refused:
+            yield Chunk({}, np.zeros(0, dtype=np.int64), [Refusal(r.row - 1, r.reason, r.raw) for r in refused])
+
+    def _header(self, path: Path) -> list[str]:
+        try:
+            reader = pcsv.open_csv(
+                pa.input_stream(str(path), compression="detect"),
+                pcsv.ReadOptions(use_threads=False, block_size=1 << 24),
+                pcsv.ParseOptions(
+                    delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
+                ),
+            )
+        except (pa.ArrowException, OSError) as e:
+            raise DataError(f"{path} cannot be read as {self.name}: {_explain(e)}") from e
+        return list(reader.schema.names)
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """A Parquet file with columns of any names."""
+
+    name: str = "parquet"
+    description: str = "Parquet table (.parquet)"
+    record: str = "interactions"
+
+    def sniff(self, path: Path, head: bytes) -> bool:
+        """Accept by Parquet's first bytes."""
+        return head.startswith(b"PAR1")
+
+    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+        """Yield the rows in batches."""
+        with open_parquet(path) as file:
+            names = file.schema_arrow.names
+            check_fields(path, fields, names, needed(fields))
+            wanted = [s for s in dict.fromkeys(fields.values()) if s in names]
+            try:
+                yield from _batch_chunks(file.iter_batches(BATCH_ROWS, columns=wanted), fields)
+            except (pa.ArrowException, OSError) as e:
+                raise DataError(f"{path} is damaged: {first_line(e)}") from e
+
+
+@dataclass(frozen=True)
+class ArrowTable:
+    """An Arrow IPC file or stream, also called Feather."""
+
+    name: str = "arrow"
+    description: str = "Arrow IPC file or stream (.arrow, .feather)"
+    record: str = "interactions"
+
+    def sniff(self, path: Path, head: bytes) -> bool:
+        """Accept by Arrow's first bytes, or by name for a stream, which has none of its own."""
+        return head.startswith(b"ARROW1") or (
+            path.suffix in {".arrow", ".arrows"} and head.startswith(b"\xff\xff\xff\xff")
+        )
+
+    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+        """Yield the record batches."""
+        try:
+            with pa.memory_map(str(path)) as source:
+                if source.read(6) == b"ARROW1":
+                    file = ipc.open_file(source)
+                    batches = (file.get_batch(i) for i in range(file.num_record_batches))
+                    schema = file.schema
+                else:
+                    source.seek(0)
+                    stream = ipc.open_stream(source)
+                    batches, schema = iter(stream), stream.schema
+                check_fields(path, fields, schema.names, needed(fields))
+                yield from _batch_chunks(batches, fields)
+        except (pa.ArrowException, OSError) as e:
+            raise DataError(f"{path} is not a readable Arrow file: {first_line(e)}") from e
+
+
+def _batch_chunks(batches: Iterable[pa.RecordBatch], fields: Mapping[str, str]) -> Iterator[Chunk]:
+    row = 1
+    for batch in batches:
+        columns = {c: batch.column(s) for c, s in fields.items() if s in batch.schema.names}
+        yield Chunk(columns, np.arange(row, row + batch.num_rows))
+        row += batch.num_rows
+
+
+def _try_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _json_schema(head: list[dict[str, Any]], fields: Mapping[str, str]) -> pa.Schema:
+    # Types are taken from the first rows, never guessed by Arrow, which would read a query such as
+    # "2024-01-01" as a time.
+    types = {f.name: f.type for schema in SCHEMAS.values() for f in schema}
+    found = {}
+    for column, source in fields.items():
+        seen = {type(o[source]) for o in head if o.get(source) is not None}
+        arrow = _ARROW_TYPES.get(seen.pop()) if len(seen) == 1 else None
+        found[source] = arrow or types[column]
+        if pa.types.is_timestamp(found[source]):
+            found[source] = pa.string()
+    return pa.schema(found.items())
+
+
+def _arrow_columns(block: Block, schema: pa.Schema, fields: Mapping[str, str]) -> dict[str, Values] | None:
+    try:
+        table = pjson.read_json(
+            pa.BufferReader(block.data),
+            pjson.ReadOptions(block_size=1 << 22),
+            pjson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+    except (pa.ArrowException, OSError):
+        return None
+    if table.num_rows != block.line_count:
+        return None
+    try:
+        table.validate(full=True)
+    except pa.ArrowException:
+        return None
+    # A dotted field, such as doc.question, is not a key of the objects: only the slow way finds it.
+    if any("." in source and table.column(source).null_count == len(table) for source in fields.values()):
+        return None
+    return {c: table.column(s) for c, s in fields.items()}
+
+
+def _parse_lines(block: Block) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(block.data.split(b"\n"), block.first_line):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as e:
+            text = line[:2000].decode("utf-8", "replace")
+            kind = "not UTF-8" if isinstance(e, UnicodeDecodeError) else f"not JSON ({e})"
+            yield number, Refusal(number, kind, text)
+
+
+def _object_chunk(
+    objects: Iterable[tuple[int, Any]], fields: Mapping[str, str], refused: list[Refusal]
+) -> Chunk:
+    rows: list[int] = []
+    columns: dict[str, list[Any]] = {c: [] for c in fields}
+    refused = list(refused)
+    for number, value in objects:
+        if isinstance(value, Refusal):
+            refused.append(value)
+        elif not isinstance(value, dict):
+            refused.append(Refusal(number, f"a {type(value).__name__}, not a JSON object", value))
+        else:
+            rows.append(number)
+            for column, source in fields.items():
+                columns[column].append(_dig(value, source))
+    return Chunk(columns, np.array(rows, dtype=np.int64), refused)
+
+
+def _dig(value: Any, path: str) -> Any:
+    """Return `value[path]`, or follow a dotted path through objects and lists."""
+    if isinstance(value, dict) and path in value:
+        return value[path]
+    for part in path.split("."):
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and part.lstrip("-").isdigit() and -len(value) <= int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
+
+
+def _explain(error: BaseException) -> str:
+    text = first_line(error)
+    if "UTF8" in text or "utf-8" in text.lower():
+        return f"{text}; the file must be UTF-8 (convert it with iconv)"
+    if "straddling" in text:
+        return "a row is longer than 16 MiB (is a quote left open?)"
+    return text
+
+
+JSONL = JsonLines()
+CSV = Delimited("csv", "comma-separated values with a header (.csv, also .gz)", ",", (".csv",))
+TSV = Delimited("tsv", "tab-separated values with a header (.tsv, also .gz)", "\t", (".tsv", ".tab"))
+PARQUET = ParquetTable()
+ARROW = ArrowTable()

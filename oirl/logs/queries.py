@@ -1,0 +1,165 @@
+"""Queries and candidate prompts from users' files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from oirl.errors import DataError, MissingPackageError, NotFoundError
+from oirl.logs.importing.coerce import coerce
+from oirl.logs.importing.pipeline import detect
+from oirl.logs.store import find_files
+from oirl.logs.text import text_id
+from oirl.records import QUERY_SCHEMA
+
+
+def read_queries(path: str | Path) -> tuple[list[str], list[str]]:
+    """Return (query_ids, queries) of a JSONL, CSV, TSV, Parquet, Arrow or problem file, row by row.
+
+    Args:
+        path: A file with a column `query` and, if there is one, `query_id`; by default a hash of the text.
+
+    Raises:
+        NotFoundError: If the file is not there.
+        DataError: If it cannot be read, lacks the column, or a row has no query.
+    """
+    (file,) = find_files(path)
+    if file.stat().st_size == 0:
+        raise DataError(f"{file} is empty; a file with a column `query` is needed")
+    ids: list[str] = []
+    queries: list[str] = []
+    for chunk in detect(file).chunks(file, {"query_id": "query_id", "query": "query"}):
+        if chunk.refused:
+            raise DataError(f"{file}:{chunk.refused[0].row}: {chunk.refused[0].reason}")
+        texts, bad = coerce(QUERY_SCHEMA.field("query"), chunk.columns["query"])
+        names = [None] * len(texts)
+        if "query_id" in chunk.columns:
+            array, bad_ids = coerce(QUERY_SCHEMA.field("query_id"), chunk.columns["query_id"])
+            names, bad = array.to_pylist(), bad | bad_ids
+        for i, (name, text) in enumerate(zip(names, texts.to_pylist(), strict=True)):
+            if i in bad or text is None or not text.strip():
+                raise DataError(f"{file}:{chunk.rows[i]}: {bad.get(i, 'query is empty: it is required')}")
+            ids.append(text_id(text) if name is None else name)
+            queries.append(text)
+    if not queries:
+        raise DataError(f"{file} holds no query")
+    return ids, queries
+
+
+def parse_query_lines(lines: Iterable[str], where: str) -> tuple[list[str], list[str]]:
+    """Return (query_ids, queries) of lines: each a query, or a JSON object with `query` and maybe `query_id`.
+
+    Raises:
+        DataError: If a line begins like a JSON object but is none, or lacks `query`, or there is no line.
+    """
+    ids: list[str] = []
+    queries: list[str] = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text:
+            continue
+        name = None
+        if text.startswith("{"):
+            try:
+                row = json.loads(text)
+            except ValueError as e:
+                raise DataError(f"{where}:{number}: begins like a JSON object, but is none: {e}") from e
+            text, name = row.get("query"), row.get("query_id")
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"{where}:{number}: no text under `query`; keys there: {', '.join(row) or 'none'}")
+        ids.append(text_id(text) if name is None else str(name))
+        queries.append(text)
+    if not queries:
+        raise DataError(f"{where}: no query; give one as an argument, with --in FILE, or a line each on stdin")
+    return ids, queries
+
+
+def read_prompts(path: str | Path) -> list[tuple[str | None, str | None]]:
+    """Return (prompt_id, template) pairs of a prompt file; one of the two may be None.
+
+    Text files hold a template per line. JSONL files hold objects with `prompt_id`, `prompt` or both; YAML files a list
+    of such objects or of templates, or a mapping from id to template.
+
+    Raises:
+        NotFoundError: If the file is not there.
+        DataError: If it does not hold prompts.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise NotFoundError(f"{file}: no such file; a prompt file (.txt, .jsonl or .yaml) is needed")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{file} is not UTF-8 (byte {e.start}); convert it with iconv") from e
+    suffix = file.suffix.lower()
+    if suffix in {".yaml", ".yml"}:
+        entries = _yaml_entries(file, text)
+    elif suffix in {".jsonl", ".ndjson", ".json"}:
+        entries = _json_entries(file, text)
+    else:
+        entries = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    prompts = [_prompt(file, number, entry) for number, entry in entries]
+    if not prompts:
+        raise DataError(f"{file} holds no prompt")
+    return prompts
+
+
+def _json_entries(file: Path, text: str) -> list[tuple[int, Any]]:
+    try:
+        if text.lstrip().startswith("["):
+            return list(enumerate(json.loads(text), 1))
+        return [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    except ValueError as e:
+        raise DataError(f"{file} is not JSONL: {e}") from e
+
+
+def _yaml_entries(file: Path, text: str) -> list[tuple[int, Any]]:
+    try:
+        import yaml
+    except ImportError as e:
+        raise MissingPackageError(f"{file}: reading YAML needs PyYAML: pip install PyYAML; or use JSONL") from e
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise DataError(f"{file} is not YAML: {' '.join(str(e).split())}") from e
+    if isinstance(document, dict):
+        return [(n, {"prompt_id": k, "prompt": v}) for n, (k, v) in enumerate(document.items(), 1)]
+    if isinstance(document, list):
+        return list(enumerate(document, 1))
+    raise DataError(f"{file}: a list of prompts, or a mapping from id to template, is needed")
+
+
+def _prompt(file: Path, number: int, entry: Any) -> tuple[str | None, str | None]:
+    if isinstance(entry, str):
+        return None, entry
+    if isinstance(entry, dict):
+        name, text = entry.get("prompt_id"), entry.get("prompt")
+        if (name is not None or text is not None) and (text is None or isinstance(text, str)):
+            return (None if name is None else str(name)), text
+    raise DataError(f"{file}:{number}: a template, or an object with prompt_id and prompt, is needed")
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Write rows to a .jsonl, .csv or .parquet file, whole or not at all; other endings get JSONL."""
+    import pyarrow as pa
+    import pyarrow.csv as pcsv
+    import pyarrow.parquet as pq
+
+    from oirl.logs.atomic import atomic_file
+
+    suffix = Path(path).suffix.lower()
+    with atomic_file(path) as temporary:
+        if suffix in {".csv", ".parquet"}:
+            # A mapping is a cell of JSON: a column for each of its keys would differ from row to row.
+            flat = [{k: json.dumps(v) if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
+            names = list(dict.fromkeys(k for row in flat for k in row))
+            table = pa.table({name: [row.get(name) for row in flat] for name in names})
+            if suffix == ".csv":
+                pcsv.write_csv(table, temporary)
+            else:
+                pq.write_table(table, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

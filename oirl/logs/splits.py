@@ -1,0 +1,357 @@
+"""Splits by query, without leaks: exact and near duplicates of a query stay on one side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from oirl.errors import ConfigError, DataError
+from oirl.logs.store import Source, read_log, write_log
+from oirl.logs.text import mask_numbers, normalise, words
+
+NEAR_DUPLICATE = 0.8
+"""Jaccard similarity of 3-word shingles, numbers masked, from which two queries count as near duplicates."""
+
+_BANDS, _ROWS = 16, 4  # 64 hashes; a pair of similarity .8 shares a band with probability .9998, one of .4 with .34
+_SHINGLE = 3
+
+
+class Grouping(NamedTuple):
+    """Which queries belong together.
+
+    Attributes:
+        labels: Group of each query, int64 (n,), numbered from 0 by first appearance.
+        templated: Queries that differ in numbers or few words only, but were not kept together, because they
+            make up more than half of all queries: they follow a template, and a split must cut it.
+    """
+
+    labels: np.ndarray
+    templated: int
+
+    def warning(self) -> str | None:
+        """Return a sentence for people, None if no template was cut."""
+        if not self.templated:
+            return None
+        return (
+            f"{self.templated:,} of {len(self.labels):,} queries follow one template and differ in few words or "
+            "numbers; they were split all the same, so held-out figures speak of new fillings of that template only"
+        )
+
+
+def group_queries(queries: Sequence[str]) -> Grouping:
+    """Group exact and near duplicates.
+
+    Two queries are in one group if they are equal once normalised and with numbers masked, if the Jaccard
+    similarity of their 3-word shingles is at least `NEAR_DUPLICATE`, or if a chain of such pairs joins them.
+    Candidates come from MinHash with banding (Broder 1997); each is then checked exactly. A group of more than half
+    of all distinct queries is a template: only exact duplicates (normalised) stay together in it.
+    """
+    masked = [mask_numbers(q) for q in queries]
+    # Sorted, so that the groups do not depend on the order of the rows.
+    wordings = {text: i for i, text in enumerate(sorted(set(masked)))}
+    which = np.array([wordings[text] for text in masked], dtype=np.int64)
+    shingles = [_shingles(text) for text in wordings]
+    parent = np.arange(len(wordings))
+    for a, b in _candidates(shingles):
+        root_a, root_b = _root(parent, a), _root(parent, b)
+        if root_a != root_b and _jaccard(shingles[a], shingles[b]) >= NEAR_DUPLICATE:
+            parent[max(root_a, root_b)] = min(root_a, root_b)
+    roots = np.array([_root(parent, i) for i in range(len(parent))], dtype=np.int64)
+    labels = roots[which]
+    exact = _first_positions([normalise(q) for q in queries])
+    distinct = exact == np.arange(len(exact))
+    sizes = np.bincount(labels[distinct], minlength=1)
+    cut = (sizes > max(distinct.sum() / 2, 1))[labels]
+    labels = np.where(cut, len(wordings) + exact, labels)
+    return Grouping(_by_appearance(labels), int(cut.sum()))
+
+
+def assign_folds(keys: Sequence[str], groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each query, int64 in [0, folds); a group is never cut.
+
+    Groups go in an order that only their keys and the seed decide, each to the fold with the fewest queries so far.
+
+    Args:
+        keys: An id per query, shape (n,).
+        groups: Group per query, shape (n,).
+        folds: How many folds, at least 2 and at most the number of groups.
+        seed: Another seed gives another split.
+
+    Raises:
+        DataError: If there are fewer groups than folds.
+    """
+    order, members = _ordered_groups(keys, groups, seed)
+    if len(order) < folds:
+        raise DataError(f"{folds} folds need at least {folds} unlike queries, but there are {len(order)}")
+    fold_of = np.empty(len(groups), dtype=np.int64)
+    sizes = [0] * folds
+    for group in order:
+        fold = sizes.index(min(sizes))
+        fold_of[members[group]] = fold
+        sizes[fold] += len(members[group])
+    return fold_of
+
+
+def assign_test(keys: Sequence[str], groups: np.ndarray, test: float, seed: int) -> np.ndarray:
+    """Return a mask of the queries that go to the test side: about the share `test`, whole groups only.
+
+    Raises:
+        ConfigError: If `test` is not strictly between 0 and 1.
+        DataError: If there are fewer than two groups.
+    """
+    if not 0 < test < 1:
+        raise ConfigError(f"the test share is {test}; it must lie between 0 and 1, such as 0.2")
+    order, members = _ordered_groups(keys, groups, seed)
+    if len(order) < 2:
+        raise DataError("a split needs at least two unlike queries; all queries here are near duplicates of one")
+    target = max(test * len(groups), 1)
+    mask = np.zeros(len(groups), dtype=bool)
+    taken = 0
+    for group in order:
+        size = len(members[group])
+        # A group that would overshoot by more than it brings nearer is passed over.
+        if taken < target and (taken == 0 or taken + size - target <= target - taken):
+            if taken + size == len(groups):
+                continue
+            mask[members[group]] = True
+            taken += size
+    return mask
+
+
+def split(log: pa.Table, *, test: float = 0.2, by: str = "query", seed: int = 0) -> tuple[pa.Table, pa.Table]:
+    """Split a log into a train and a test part that share no query and no near duplicate of one.
+
+    Args:
+        log: Interactions.
+        test: Share of the queries in the test part, in (0, 1).
+        by: "query" is the only way that does not leak; other words are refused.
+        seed: Another seed gives another split; the order of the rows does not matter.
+
+    Returns:
+        The two parts, their column `split` set to "train" and "test".
+
+    Raises:
+        ConfigError: If `by` or `test` is not allowed.
+        DataError: If the log has too few unlike queries.
+    """
+    _check_by(by)
+    keys, texts, index = distinct_queries(log)
+    mask = assign_test(keys, group_queries(texts).labels, test, seed)
+    return _parts(log, mask[index])
+
+
+def write_split(
+    sources: Source | Sequence[Source],
+    out: Source,
+    *,
+    test: float = 0.2,
+    by: str = "query",
+    folds: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Read a log and write train.parquet and test.parquet, or those of each fold, to a folder.
+
+    Args:
+        sources: The log, as for `read_log`.
+        out: The folder; files of these names are replaced.
+        test: Share of the queries in the test part; not used with folds.
+        by: As for `split`.
+        folds: Write `fold-0/`, `fold-1/`, … with a train and a test part each, instead of one split.
+        seed: As for `split`.
+
+    Returns:
+        {"parts": [{file, rows, queries}], "warnings": [text]}.
+
+    Raises:
+        ConfigError: If an argument is not allowed.
+        DataError: If the log has too few unlike queries.
+    """
+    _check_by(by)
+    if folds is not None and folds < 2:
+        raise ConfigError(f"--folds {folds}: at least 2 are needed")
+    log = read_log(sources)
+    keys, texts, index = distinct_queries(log)
+    groups = group_queries(texts)
+    if folds is None:
+        masks = {"": assign_test(keys, groups.labels, test, seed)}
+    else:
+        fold = assign_folds(keys, groups.labels, folds, seed)
+        masks = {f"fold-{f}": fold == f for f in range(folds)}
+    parts = []
+    for folder, mask in masks.items():
+        for name, part in zip(("train", "test"), _parts(log, mask[index]), strict=True):
+            file = Path(out) / folder / f"{name}.parquet"
+            write_log(part, file)
+            queries = int(mask.sum() if name == "test" else (~mask).sum())
+            parts.append({"file": str(file), "rows": len(part), "queries": queries})
+    return {"parts": parts, "warnings": [w for w in [groups.warning()] if w]}
+
+
+def _check_by(by: str) -> None:
+    if by != "query":
+        raise ConfigError(f"by {by!r}: a log is split by 'query'; any other way lets test queries into training")
+
+
+def _parts(log: pa.Table, is_test: np.ndarray) -> tuple[pa.Table, pa.Table]:
+    parts = []
+    for name, rows in (("train", ~is_test), ("test", is_test)):
+        part = log.filter(pa.array(rows))
+        column = pa.repeat(pa.scalar(name), len(part))
+        if "split" in part.column_names:
+            part = part.set_column(part.column_names.index("split"), "split", column)
+        else:
+            part = part.append_column("split", column)
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+def distinct_queries(log: pa.Table) -> tuple[list[str], list[str], np.ndarray]:
+    """Return the distinct query ids of a log in order of appearance, the text of each, and each row's position."""
+    encoded = log["query_id"].combine_chunks().dictionary_encode()
+    index = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    first = np.unique(index, return_index=True)[1]
+    return encoded.dictionary.to_pylist(), log["query"].take(pa.array(first)).to_pylist(), index
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """Queries of one split value that also stand in another.
+
+    Attributes:
+        exact: Queries whose normalised text stands under another split value too.
+        near: Further queries that are near duplicates of one under another split value (`group_queries`).
+        queries: Queries that carry a split value, counted once per value.
+    """
+
+    exact: int
+    near: int
+    queries: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as a dictionary for JSON."""
+        return asdict(self)
+
+    def warning(self) -> str | None:
+        """Return a sentence for people, None where nothing leaks."""
+        if not self.exact + self.near:
+            return None
+        return (
+            f"the split column leaks: of {self.queries:,} queries (counted once per split value) {self.exact:,} stand "
+            f"under another split value too and {self.near:,} have a near duplicate there; use `oirl split`"
+        )
+
+
+def find_leaks(log: pa.Table) -> Leaks:
+    """Count the queries that stand on more than one side of the log's own `split` column.
+
+    Args:
+        log: Interactions; rows with a null split do not count.
+    """
+    rows = log.select(["query", "split"]).filter(pc.is_valid(log["split"])).group_by(["query", "split"]).aggregate([])
+    sides = np.asarray(rows["split"].combine_chunks().dictionary_encode().indices, dtype=np.int64)
+    if len(sides) == 0 or sides.max() == 0:
+        return Leaks(0, 0, len(sides))
+    texts = rows["query"].to_pylist()
+    exact = _on_several_sides(_first_positions([normalise(q) for q in texts]), sides)
+    near = _on_several_sides(group_queries(texts).labels, sides) & ~exact
+    return Leaks(int(exact.sum()), int(near.sum()), len(sides))
+
+
+def train_rows(log: pa.Table) -> pa.Table:
+    """Return the rows that a model may learn from: those marked "train", or all if the log marks none so."""
+    train = pc.fill_null(pc.equal(log["split"], "train"), False)
+    return log.filter(train) if pc.any(train).as_py() else log
+
+
+def test_rows(log: pa.Table) -> pa.Table:
+    """Return the rows to evaluate on: those marked "test", else those not marked "train", or all if none is left."""
+    test = pc.fill_null(pc.equal(log["split"], "test"), False)
+    if pc.any(test).as_py():
+        return log.filter(test)
+    rest = pc.fill_null(pc.not_equal(log["split"], "train"), True)
+    return log.filter(rest) if pc.any(rest).as_py() else log
+
+
+def _on_several_sides(groups: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    pairs = np.unique(np.stack([groups, sides]), axis=1)
+    return (np.bincount(pairs[0]) > 1)[groups]
+
+
+def _first_positions(texts: Sequence[str]) -> np.ndarray:
+    """Return for each text the position of its first equal."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.int64)
+
+
+def _by_appearance(labels: np.ndarray) -> np.ndarray:
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+def _ordered_groups(
+    keys: Sequence[str], groups: np.ndarray, seed: int
+) -> tuple[list[int], dict[int, list[int]]]:
+    members: dict[int, list[int]] = {}
+    for i, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(i)
+    # A group goes by its smallest key, so that the order of the rows changes nothing.
+    rank = {g: _hash(f"{seed}:{min(keys[i] for i in m)}") for g, m in members.items()}
+    return sorted(members, key=lambda g: rank[g]), members
+
+
+def _hash(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def _shingles(text: str) -> frozenset[int]:
+    tokens = words(text)
+    if len(tokens) <= _SHINGLE:
+        return frozenset([crc32(" ".join(tokens).encode())])
+    return frozenset(
+        crc32(" ".join(tokens[i : i + _SHINGLE]).encode()) for i in range(len(tokens) - _SHINGLE + 1)
+    )
+
+
+def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared)
+
+
+def _candidates(shingles: list[frozenset[int]]) -> list[tuple[int, int]]:
+    """Return pairs that share a band of their MinHash signatures; within a bucket, each with its first member."""
+    if not shingles:
+        return []
+    sizes = np.array([len(s) for s in shingles])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    values = np.fromiter((v for s in shingles for v in s), dtype=np.uint64, count=int(sizes.sum()))
+    rng = np.random.default_rng(0x01F1)  # the hash functions, not a sample: fixed for ever
+    a = rng.integers(1, 2**61, _BANDS * _ROWS, dtype=np.uint64) | np.uint64(1)
+    b = rng.integers(0, 2**61, _BANDS * _ROWS, dtype=np.uint64)
+    found: set[tuple[int, int]] = set()
+    for band in range(_BANDS):
+        key = np.zeros(len(shingles), dtype=np.uint64)
+        for row in range(band * _ROWS, (band + 1) * _ROWS):
+            low = np.minimum.reduceat((values * a[row] + b[row]) >> np.uint64(32), starts)
+            key = key * np.uint64(0x9E3779B97F4A7C15) + low
+        order = np.argsort(key, kind="stable")
+        edges = np.flatnonzero(np.diff(key[order])) + 1
+        for bucket in np.split(order, edges):
+            found.update((int(bucket[0]), int(other)) for other in bucket[1:])
+    return sorted(found)
+
+
+def _root(parent: np.ndarray, i: int) -> int:
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = int(parent[i])
+    return i

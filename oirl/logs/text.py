@@ -1,0 +1,43 @@
+"""Text as identity: normalising, masking numbers, and the ids that come from text. Pure functions."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from hashlib import blake2b
+
+# One number: digits with thousands separators or a decimal part, as people write them in word problems.
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[^\w\s]")
+
+
+def normalise(text: str) -> str:
+    """Return `text` in Unicode NFKC, case-folded, with every run of white space as one space."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.casefold().split())
+
+
+def mask_numbers(text: str) -> str:
+    """Return the normalised text with every number replaced by `0`: what is left is the wording."""
+    return NUMBER.sub("0", normalise(text))
+
+
+def words(text: str) -> list[str]:
+    """Return words and punctuation marks of a text, in order."""
+    return WORD.findall(text)
+
+
+def text_id(text: str) -> str:
+    """Return 16 hexadecimal digits that name the normalised text (64 bits of BLAKE2b)."""
+    return blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def text_hash(text: str) -> int:
+    """Return an unsigned 64-bit hash of a text as it stands."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def masked_hash(text: str) -> int:
+    """Return an unsigned 64-bit hash of the wording of a text, equal for texts that differ in numbers only."""
+    return text_hash(mask_numbers(text))

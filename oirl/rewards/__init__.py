@@ -1,0 +1,1 @@
+"""Reward models: embedders, scorers of prompts, calibration and their saved form."""

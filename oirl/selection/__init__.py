@@ -1,0 +1,1 @@
+"""Selection: the prompt per query, and the gate that decides whether choosing pays."""

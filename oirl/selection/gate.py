@@ -1,0 +1,132 @@
+"""The gate: does choosing per query beat the best single prompt, by the training log alone?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from oirl.evaluation.intervals import bootstrap_means, percentile_interval
+from oirl.evaluation.policies import replay, switch
+from oirl.rewards.prompts import HeldOut
+
+MARGINS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+"""Estimated gains from which a switch may be made to pay; the data choose among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What the gate decided.
+
+    Attributes:
+        policy: "selector" or "best_prompt".
+        reason: Why, in words with the figures.
+        best_prompt: The best single prompt of the training log.
+        margin: Smallest estimated gain for which the selector leaves `best_prompt`.
+        gain: Cross-fitted gain of the selector over the best single prompt on the training log; None if not known.
+        gain_ci_low: Lower end of its 95% interval, clustered by query.
+        gain_ci_high: Upper end.
+        n_queries: Queries behind the gain: those that were run under every prompt.
+    """
+
+    policy: str
+    reason: str
+    best_prompt: str
+    margin: float
+    gain: float | None = None
+    gain_ci_low: float | None = None
+    gain_ci_high: float | None = None
+    n_queries: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the decision as a dictionary for JSON."""
+        return asdict(self)
+
+
+def decide(
+    held_out: HeldOut,
+    best: int,
+    rng: np.random.Generator,
+    margins: Sequence[float] = MARGINS,
+    draws: int = 2000,
+) -> Deployment:
+    """Decide whether the selector is deployed, and with which margin.
+
+    Every figure is cross-fitted: a query's scores come from models that have not seen it, and for each fold the best
+    single prompt and the margin are chosen on the other folds. The selector passes if the lower end of the 95%
+    interval of its gain is above zero.
+
+    Args:
+        held_out: Cross-fitted predictions on the training log.
+        best: Position of the best single prompt of the whole training log.
+        rng: Source of chance for the bootstrap.
+        margins: The margins to choose among.
+        draws: Number of bootstrap resamples.
+    """
+    cells = held_out.cells
+    name = cells.prompt_ids[best]
+    runs, successes = cells.matrices()
+    full = (runs > 0).all(axis=1)
+    fold = held_out.fold[full]
+    if len(np.unique(fold)) < 2:
+        reason = (
+            f"only {int(full.sum())} of {len(full)} queries were run under every prompt, so the gain of choosing "
+            f"cannot be measured; the best single prompt is {name}"
+        )
+        return Deployment("best_prompt", reason, name, max(margins))
+    rates = successes[full] / runs[full]
+    scores = held_out.probability[full]
+    gains = cross_fitted_gains(scores, rates, fold, margins)
+    low, high = percentile_interval(bootstrap_means(gains[:, None], rng, draws))
+    margin = best_margin(scores, rates, best, margins)
+    figures = f"{gains.mean():+.4f} (95% interval {low[0]:+.4f} to {high[0]:+.4f}, {len(gains):,} queries)"
+    passed = bool(low[0] > 0)
+    if passed:
+        reason = f"choosing per query beat the best single prompt {name} by {figures}, cross-fitted on the training log"
+    else:
+        reason = (
+            f"the cross-fitted gain of choosing per query over the best single prompt {name} is {figures}: "
+            "not shown to be above zero"
+        )
+    return Deployment(
+        "selector" if passed else "best_prompt",
+        reason,
+        name,
+        margin,
+        float(gains.mean()),
+        float(low[0]),
+        float(high[0]),
+        len(gains),
+    )
+
+
+def cross_fitted_gains(
+    scores: np.ndarray, rates: np.ndarray, fold: np.ndarray, margins: Sequence[float]
+) -> np.ndarray:
+    """Return each query's gain over the best single prompt, with prompt and margin chosen on the other folds.
+
+    Args:
+        scores: Cross-fitted estimates of success, float (Q, P).
+        rates: Mean success over runs, float (Q, P).
+        fold: Fold of each query, int (Q,).
+        margins: The margins to choose among.
+
+    Returns:
+        Float (Q,).
+    """
+    gains = np.empty(len(rates))
+    for f in np.unique(fold):
+        inside, outside = fold == f, fold != f
+        best = int(rates[outside].mean(axis=0).argmax())
+        margin = best_margin(scores[outside], rates[outside], best, margins)
+        choice = switch(scores[inside], best, margin)
+        gains[inside] = replay(rates[inside], choice) - rates[inside, best]
+    return gains
+
+
+def best_margin(scores: np.ndarray, rates: np.ndarray, best: int, margins: Sequence[float]) -> float:
+    """Return the margin with the highest mean success; of equal ones the largest, which switches least."""
+    values = [(replay(rates, switch(scores, best, margin)).mean(), margin) for margin in margins]
+    return float(max(values)[1])

@@ -1,0 +1,272 @@
+"""Choose the prompt of each query with a reward model, where the gate lets it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from oirl.errors import ConfigError, ModelFileError, NotFittedError, nearest
+from oirl.evaluation.evaluate import model_metrics
+from oirl.evaluation.policies import switch
+from oirl.logs.queries import read_prompts
+from oirl.logs.splits import find_leaks, train_rows
+from oirl.logs.text import text_id
+from oirl.rewards.prompts import PromptRewardModel
+from oirl.rewards.saving import read_manifest, save_folder
+from oirl.selection.gate import MARGINS, Deployment, decide
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A prompt to choose from.
+
+    Attributes:
+        prompt_id: Its name.
+        prompt: The template.
+    """
+
+    prompt_id: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The prompt chosen for a query.
+
+    Attributes:
+        query_id: Name of the query.
+        query: Its text.
+        prompt_id: The chosen prompt.
+        prompt: Its template.
+        score: Estimated success under it.
+        baseline_score: Estimated success under the best single prompt.
+        changed: Whether the choice is another than the best single prompt.
+        rank: 1 for the chosen prompt; further prompts follow when `top` asks for them.
+        extrapolation: True for a prompt that the training log does not hold: its score is a guess from its text.
+        scores: prompt_id -> estimated success.
+    """
+
+    query_id: str
+    query: str
+    prompt_id: str
+    prompt: str
+    score: float
+    baseline_score: float
+    changed: bool
+    rank: int
+    extrapolation: bool
+    scores: dict[str, float]
+
+    def to_dict(self, *, explain: bool = False) -> dict[str, Any]:
+        """Return the row of `oirl select`; with `explain` it holds the scores of all prompts too."""
+        row = {
+            "query_id": self.query_id,
+            "query": self.query,
+            "prompt_id": self.prompt_id,
+            "prompt": self.prompt,
+            "score": self.score,
+            "baseline_score": self.baseline_score,
+            "changed": self.changed,
+        }
+        if self.rank > 1:
+            row["rank"] = self.rank
+        if self.extrapolation:
+            row["extrapolation"] = True
+        if explain:
+            row["scores"] = self.scores
+        return row
+
+
+def read_candidates(path: str | os.PathLike[str], model: PromptRewardModel) -> list[Candidate]:
+    """Return the candidate prompts of a file; ids stand for prompts that the model knows, texts find their ids.
+
+    Args:
+        path: A prompt file, see `oirl.logs.queries.read_prompts`.
+        model: The fitted reward model.
+
+    Raises:
+        ConfigError: If an entry has an id only, and the model does not know it.
+        DataError: If the file does not hold prompts.
+    """
+    text_of = dict(zip(model.prompt_ids_, model.prompts_, strict=True))
+    id_of = {text: name for name, text in text_of.items()}
+    found = []
+    for name, text in read_prompts(path):
+        if text is None:
+            if name not in text_of:
+                raise ConfigError(
+                    f"{path}: the model does not know the prompt {name!r}{nearest(name or '', text_of)}; give its "
+                    f"template under `prompt`, or one of: {', '.join(text_of)}"
+                )
+            text = text_of[name]
+        found.append(Candidate(name or id_of.get(text) or text_id(text), text))
+    return found
+
+
+class PromptSelector:
+    """Learns from a log which prompt to use for each query, and whether choosing pays at all.
+
+    Args:
+        model: The reward model to fit; `PromptRewardModel()` when None.
+        margins: Estimated gains among which the gate finds the one from which a switch pays.
+
+    Attributes:
+        model_: The fitted reward model.
+        deployment_: What the gate decided (`Deployment`).
+        metrics_: Held-out metrics of the reward model on the training log, by cross-fitting.
+        warnings_: What limits the selector.
+    """
+
+    kind = "prompt-selector"
+
+    def __init__(self, model: PromptRewardModel | None = None, *, margins: Sequence[float] = MARGINS) -> None:
+        self.model = model
+        self.margins = margins
+
+    def fit(self, log: pa.Table) -> PromptSelector:
+        """Fit the reward model and let the gate decide, on the rows marked "train" where the log marks any.
+
+        Raises:
+            DataError: If the log cannot be learned from; see `PromptRewardModel.fit`.
+            ConfigError: If a margin is negative, or there is none.
+        """
+        if not self.margins or min(self.margins) < 0:
+            raise ConfigError(f"margins={self.margins!r}; numbers of 0 or more are needed")
+        leaks = find_leaks(log).warning()
+        self.model_ = (self.model or PromptRewardModel()).fit(train_rows(log))
+        held_out = self.model_.held_out_
+        cells = held_out.cells
+        predicted = held_out.probability[cells.query_index, cells.prompt_index]
+        self.metrics_ = model_metrics(predicted, cells, self.model_.train_.rates)
+        rng = np.random.default_rng(self.model_.seed)
+        self.deployment_ = decide(held_out, self.model_.train_.best, rng, self.margins)
+        self.warnings_ = [*([leaks] if leaks else []), *self.model_.warnings_]
+        return self
+
+    def choose(self, scores: np.ndarray) -> np.ndarray:
+        """Return the prompt of each query as if the gate had let the selector pass.
+
+        Args:
+            scores: `predict_proba` of the reward model, float (Q, P).
+
+        Returns:
+            Positions of prompts, int64 (Q,).
+        """
+        return switch(scores, self.model_.train_.best, self.deployment_.margin)
+
+    def select(
+        self,
+        queries: Sequence[str],
+        prompts: Sequence[Candidate] | None = None,
+        *,
+        query_ids: Sequence[str] | None = None,
+        top: int = 1,
+    ) -> list[Selection]:
+        """Choose the prompt of each query, by the policy that the gate deployed.
+
+        Where choosing is not deployed, every query gets the best single prompt. A prompt that the training log does
+        not hold is scored through its text and marked; it is chosen only if no known prompt is among the candidates.
+
+        Args:
+            queries: Texts.
+            prompts: The candidates; the prompts of the training log when None.
+            query_ids: Names of the queries; hashes of their texts when None.
+            top: How many prompts per query, best first.
+
+        Raises:
+            NotFittedError: If neither `fit` nor `load` was called.
+            ConfigError: If there are no candidates, `top` is below 1, or two candidates share an id.
+        """
+        if not hasattr(self, "model_"):
+            raise NotFittedError("this PromptSelector is not fitted; call fit(log) or oirl.load(folder) first")
+        if top < 1:
+            raise ConfigError(f"top={top}; it must be at least 1")
+        candidates, known = self._candidates(prompts)
+        scores = self.model_.predict_proba(queries, [c.prompt for c in candidates])
+        best = self._baseline(known, scores)
+        choice = self._choice(scores, known, best)
+        ids = [text_id(q) for q in queries] if query_ids is None else list(query_ids)
+        found: list[Selection] = []
+        for i, query in enumerate(queries):
+            by_score = [int(c) for c in np.argsort(-scores[i], kind="stable") if c != choice[i]]
+            row_scores = {c.prompt_id: float(scores[i, j]) for j, c in enumerate(candidates)}
+            for rank, j in enumerate([int(choice[i]), *by_score][:top], 1):
+                found.append(
+                    Selection(
+                        query_id=ids[i],
+                        query=query,
+                        prompt_id=candidates[j].prompt_id,
+                        prompt=candidates[j].prompt,
+                        score=float(scores[i, j]),
+                        baseline_score=float(scores[i, best]),
+                        changed=j != best,
+                        rank=rank,
+                        extrapolation=bool(known[j] < 0),
+                        scores=row_scores,
+                    )
+                )
+        return found
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the selector to a folder, whole or not at all."""
+        manifest, arrays = self.model_.to_saved()
+        manifest |= {
+            "kind": self.kind,
+            "metrics": self.metrics_,
+            "deploy": self.deployment_.to_dict(),
+            "warnings": self.warnings_,
+        }
+        save_folder(path, manifest, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, embedder: Any = None) -> PromptSelector:
+        """Read a selector from a folder; see `oirl.load`."""
+        manifest = read_manifest(path)
+        if manifest.kind != cls.kind or manifest.deploy is None:
+            raise ModelFileError(f"{path} holds a {manifest.kind}, not a {cls.kind}; use oirl.load")
+        try:
+            deployment = Deployment(**manifest.deploy)
+        except TypeError as e:
+            raise ModelFileError(f"{path}: the manifest's `deploy` is not ours: {e}; fit the model again") from e
+        model = PromptRewardModel.load(path, embedder=embedder)
+        if deployment.policy not in ("selector", "best_prompt"):
+            raise ModelFileError(f"{path}: unknown policy {deployment.policy!r} in the manifest; fit the model again")
+        selector = cls(model)
+        selector.model_ = model
+        selector.deployment_ = deployment
+        selector.metrics_ = manifest.metrics
+        selector.warnings_ = manifest.warnings
+        return selector
+
+    def _candidates(self, prompts: Sequence[Candidate] | None) -> tuple[list[Candidate], np.ndarray]:
+        """Return the candidates and the position of each among the training prompts, -1 for unseen ones."""
+        model = self.model_
+        if prompts is None:
+            found = [Candidate(i, p) for i, p in zip(model.prompt_ids_, model.prompts_, strict=True)]
+            return found, np.arange(len(found))
+        if not prompts:
+            raise ConfigError("no candidate prompts; leave them out to choose among those of the training log")
+        names = [c.prompt_id for c in prompts]
+        if len(set(names)) < len(names):
+            twice = next(n for n in names if names.count(n) > 1)
+            raise ConfigError(f"two candidate prompts have the id {twice!r}; give each one its own")
+        by_text = {text: i for i, text in enumerate(model.prompts_)}
+        return list(prompts), np.array([by_text.get(c.prompt, -1) for c in prompts])
+
+    def _baseline(self, known: np.ndarray, scores: np.ndarray) -> int:
+        """Return the best single candidate: by logged success among known ones, else by mean score."""
+        rates = np.where(known >= 0, self.model_.train_.rates[known], -1.0)
+        if (known >= 0).any():
+            return int(rates.argmax())
+        return int(scores.mean(axis=0).argmax()) if len(scores) else 0
+
+    def _choice(self, scores: np.ndarray, known: np.ndarray, best: int) -> np.ndarray:
+        if self.deployment_.policy == "best_prompt":
+            return np.full(len(scores), best)
+        allowed = np.where((known >= 0) | ~(known >= 0).any(), scores, -np.inf)
+        return switch(allowed, best, self.deployment_.margin)
