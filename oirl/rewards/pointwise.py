@@ -29,13 +29,21 @@ class PointwiseScorer:
         self.parameters = parameters
 
     def fit(
-        self, queries: Matrix, prompts: Matrix, cells: Cells, groups: np.ndarray, seed: int
-    ) -> PointwiseScorer:
-        """Fit to counted outcomes; arguments as for `oirl.rewards.prompts.PromptScorer`."""
+        self, queries: Matrix, prompts: Matrix, cells: Cells, fold: np.ndarray, seed: int
+    ) -> tuple[PointwiseScorer, np.ndarray]:
+        """Fit to all cells and to all but each fold; see `oirl.rewards.prompts.PromptScorer.fit`."""
+        held_out = np.empty((len(cells.queries), len(cells.prompts)))
+        self._prompts = prompts
+        for f in range(int(fold.max()) + 1):
+            inside = fold == f
+            self._fit_cells(queries[np.flatnonzero(~inside)], prompts, cells.of_queries(~inside), seed)
+            held_out[inside] = self.scores(queries[np.flatnonzero(inside)])
+        self._fit_cells(queries, prompts, cells, seed)
+        return self, held_out
+
+    def _fit_cells(self, queries: Matrix, prompts: Matrix, cells: Cells, seed: int) -> None:
         rows = _beside(queries[cells.query_index], prompts[cells.prompt_index])
         self._fit_rows(rows, cells.runs, cells.successes, seed)
-        self._prompts = prompts
-        return self
 
     def scores(self, queries: Matrix) -> np.ndarray:
         """Return log-odds of success under the training prompts, float (Q, P)."""

@@ -30,16 +30,19 @@ class PromptScorer(Protocol):
     """A learner of log-odds of success from features; the registry's kind "prompt-models"."""
 
     def fit(
-        self, queries: Matrix, prompts: Matrix, cells: Cells, groups: np.ndarray, seed: int
-    ) -> PromptScorer:
-        """Fit to the cells.
+        self, queries: Matrix, prompts: Matrix, cells: Cells, fold: np.ndarray, seed: int
+    ) -> tuple[PromptScorer, np.ndarray]:
+        """Fit to all cells, and score each query by what was fitted to the other folds.
 
         Args:
             queries: Features of the cells' queries, (Q, d).
             prompts: Features of the cells' prompts, (P, e).
             cells: Runs and successes.
-            groups: Group of each query, int (Q,): inner folds must not cut one.
-            seed: For inner folds and learners that draw.
+            fold: Fold of each query, int (Q,), from 0; near duplicates share one.
+            seed: For learners that draw.
+
+        Returns:
+            The scorer itself, and cross-fitted log-odds, float (Q, P).
         """
         ...
 
@@ -173,33 +176,24 @@ class PromptRewardModel:
         prompts = self._prompt_embedder.fit(read_prompts).embed(read_prompts)
         prepared = self._embedder.prepare(cells.queries)
         fold = assign_folds(cells.query_ids, groups.labels, min(self.folds, n_groups), self.seed)
-        self._cross_fit(cells, prepared, prompts, groups.labels, fold)
-        self._scorer = self._fit_scorer(cells, prepared, prompts, groups.labels)
+        features = self._embedder.fit(prepared).embed(prepared)
+        self._scorer, held_out = _make_scorer(self.model, self.params).fit(
+            features, prompts, cells, fold, self.seed
+        )
+        self._calibrate(cells, held_out, fold)
         self.knn_ = NearestNeighbours().fit(cells, self.seed)
         return self
 
-    def _cross_fit(
-        self, cells: Cells, prepared: Any, prompts: Matrix, groups: np.ndarray, fold: np.ndarray
-    ) -> None:
-        """Score each fold by a scorer of the others; learn the calibration, itself cross-fitted for `held_out_`."""
-        raw = np.empty((len(cells.queries), len(cells.prompts)))
-        for f in range(int(fold.max()) + 1):
-            inside = fold == f
-            scorer = self._fit_scorer(cells.of_queries(~inside), _part(prepared, ~inside), prompts, groups[~inside])
-            raw[inside] = scorer.scores(self._embedder.embed(_part(prepared, inside)))
-        score, of_cell = raw[cells.query_index, cells.prompt_index], fold[cells.query_index]
+    def _calibrate(self, cells: Cells, scores: np.ndarray, fold: np.ndarray) -> None:
+        """Learn the calibration from cross-fitted scores; `held_out_` gets its own of the other folds."""
+        of_cell, score = fold[cells.query_index], scores[cells.query_index, cells.prompt_index]
         self._platt = fit_platt(score, cells.runs, cells.successes)
-        probability = np.empty_like(raw)
+        probability = np.empty_like(scores)
         for f in range(int(fold.max()) + 1):
             others = of_cell != f
             platt = fit_platt(score[others], cells.runs[others], cells.successes[others])
-            probability[fold == f] = apply_platt(raw[fold == f], platt)
+            probability[fold == f] = apply_platt(scores[fold == f], platt)
         self.held_out_ = HeldOut(cells, probability, fold)
-
-    def _fit_scorer(self, cells: Cells, prepared: Any, prompts: Matrix, groups: np.ndarray) -> PromptScorer:
-        features = self._embedder.fit(prepared).embed(prepared)
-        scorer = _make_scorer(self.model, self.params)
-        return scorer.fit(features, prompts, cells, groups, self.seed)
 
     def predict_proba(self, queries: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
         """Return the estimated success of each query under each prompt, float (Q, P).
@@ -335,10 +329,6 @@ def _make_scorer(name: str, params: Mapping[str, Any] | None) -> PromptScorer:
 def _prompt_embedder(embedder: Any) -> Any:
     # A handful of prompts needs a vocabulary of its own, in which a word of one prompt counts.
     return TfidfEmbedder(min_df=1, blocks=("words", "chars")) if isinstance(embedder, TfidfEmbedder) else embedder
-
-
-def _part(prepared: Any, mask: np.ndarray) -> Any:
-    return prepared.rows(np.flatnonzero(mask))
 
 
 def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -12,8 +12,9 @@ from oirl.evaluation.intervals import bootstrap_means, percentile_interval
 from oirl.evaluation.policies import replay, switch
 from oirl.rewards.prompts import HeldOut
 
-MARGINS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
-"""Estimated gains from which a switch may be made to pay; the data choose among them."""
+DEFAULT_MARGIN = 0.01
+MARGINS = (DEFAULT_MARGIN, 0.0, 0.02, 0.05, 0.1)
+"""Estimated gains from which a switch may pay. The first is taken unless another is clearly better on the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def decide(
             f"only {int(full.sum())} of {len(full)} queries were run under every prompt, so the gain of choosing "
             f"cannot be measured; the best single prompt is {name}"
         )
-        return Deployment("best_prompt", reason, name, max(margins))
+        return Deployment("best_prompt", reason, name, margins[0])
     rates = successes[full] / runs[full]
     scores = held_out.probability[full]
     gains = cross_fitted_gains(scores, rates, fold, margins)
@@ -127,6 +128,20 @@ def cross_fitted_gains(
 
 
 def best_margin(scores: np.ndarray, rates: np.ndarray, best: int, margins: Sequence[float]) -> float:
-    """Return the margin with the highest mean success; of equal ones the largest, which switches least."""
-    values = [(replay(rates, switch(scores, best, margin)).mean(), margin) for margin in margins]
-    return float(max(values)[1])
+    """Return the first margin, unless another is better by more than one standard error of the paired difference.
+
+    Of margins that differ by less than chance the data cannot tell the best; picking the highest would be picking luck.
+
+    Args:
+        scores: Cross-fitted estimates of success, float (Q, P).
+        rates: Mean success over runs, float (Q, P).
+        best: Position of the best single prompt.
+        margins: The margins, the default first.
+    """
+    chosen, value = margins[0], replay(rates, switch(scores, best, margins[0]))
+    for margin in margins[1:]:
+        other = replay(rates, switch(scores, best, margin))
+        difference = other - value
+        if difference.mean() > difference.std() / np.sqrt(len(difference)):
+            chosen, value = margin, other
+    return float(chosen)
