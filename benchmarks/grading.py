@@ -103,9 +103,7 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     changed = [(r, v) for r, v in zip(rows, verdicts, strict=True) if v.correct is not r["correct"]]
     kinds: dict[str, dict[str, Any]] = {}
     for row, verdict in changed:
-        kind = kinds.setdefault(
-            kind_of(row), {"count": 0, "right_to_wrong": 0, "wrong_to_right": 0, "examples": []}
-        )
+        kind = kinds.setdefault(kind_of(row), {"count": 0, "right_to_wrong": 0, "wrong_to_right": 0, "examples": []})
         kind["count"] += 1
         kind["wrong_to_right" if verdict.correct else "right_to_wrong"] += 1
         if len(kind["examples"]) < 2:

@@ -22,7 +22,7 @@ _PUBLIC = {
     "write_log": "oirl.logs.store",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from oirl.errors import OirlError as OirlError

@@ -112,9 +112,7 @@ class Query:
 
 def _schema(record: type, required: tuple[str, ...], types: dict[str, pa.DataType]) -> pa.Schema:
     names = record.__dataclass_fields__  # type: ignore[attr-defined]
-    return pa.schema(
-        [pa.field(name, types.get(name, pa.string()), nullable=name not in required) for name in names]
-    )
+    return pa.schema([pa.field(name, types.get(name, pa.string()), nullable=name not in required) for name in names])
 
 
 INTERACTION_SCHEMA = _schema(
@@ -132,9 +130,7 @@ INTERACTION_SCHEMA = _schema(
         "created_at": pa.timestamp("us", tz="UTC"),
     },
 )
-PREFERENCE_SCHEMA = _schema(
-    PreferencePair, ("pair_id", "query", "chosen", "rejected"), {"margin": pa.float64()}
-)
+PREFERENCE_SCHEMA = _schema(PreferencePair, ("pair_id", "query", "chosen", "rejected"), {"margin": pa.float64()})
 QUERY_SCHEMA = _schema(Query, ("query_id", "query"), {})
 
 SCHEMAS: dict[str, pa.Schema] = {

@@ -33,9 +33,7 @@ def make_queries(n: int, seed: int = 0) -> list[str]:
     return list(queries)
 
 
-def make_log(
-    n: int = 300, *, replicates: int = 2, seed: int = 0, effect: float = 0.4, base: float = 0.5
-) -> pa.Table:
+def make_log(n: int = 300, *, replicates: int = 2, seed: int = 0, effect: float = 0.4, base: float = 0.5) -> pa.Table:
     """Return a full log of three prompts with a known truth.
 
     Prompt `a` succeeds with `base` + `effect` on alpha queries and `base` − `effect` on beta ones, `b` the other way

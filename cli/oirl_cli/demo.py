@@ -1,6 +1,93 @@
-"""The command demo (written next)."""
+"""The command demo: the whole main job on the data that comes with oirl."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+
+from oirl_cli.models import describe_metrics, print_evaluation, print_selection
+from oirl_cli.output import print_json, working
 
 
 def register(app: typer.Typer) -> None:
-    pass
+    """Add the commands of this module."""
+    app.command("demo")(demo)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files of the demo.")] = Path("oirl-demo"),
+    seed: Annotated[int, typer.Option("--seed", help="For folds and the bootstrap.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Do the whole main job on real replies of a small language model: import, fit, evaluate, select. No network."""
+    import oirl
+    from oirl.logs.queries import read_queries, write_rows
+    from oirl.rewards.prompts import PromptRewardModel
+    from oirl.rewards.saving import read_manifest
+    from oirl_data import demo_path
+
+    begin = time.perf_counter()
+    log, model, chosen = out / "log.parquet", out / "model", out / "selected.jsonl"
+    show = _silent if json_ else print
+    show(
+        "The data: replies of a small language model (it comes with oirl) to arithmetic word problems under several\n"
+        "prompts. It was taught on purpose to be good at unlike things under unlike prompts; see data/README.md.\n"
+    )
+    show(f"1. oirl import replies.jsonl.gz --grade numeric --out {log}")
+    with working("importing"):
+        imported = oirl.import_log(demo_path() / "replies.jsonl.gz", log, grade="numeric")
+    show(
+        f"   {imported.rows_kept:,} replies to {imported.n_queries:,} queries under {imported.n_prompts} prompts, graded "
+        "against the gold answers\n"
+    )
+    show(f"2. oirl fit {log} --out {model}")
+    table = oirl.read_log(log)
+    with working("fitting"):
+        selector = oirl.PromptSelector(PromptRewardModel(seed=seed)).fit(table)
+        selector.save(model)
+    show(f"   on the training queries, cross-fitted: {describe_metrics(selector.metrics_)}")
+    show(f"   the gate: {selector.deployment_.reason}\n")
+    show(f"3. oirl evaluate {model} {log}    (test queries, which the model has not seen)")
+    with working("evaluating"):
+        evaluation = oirl.evaluate(selector, table, seed=seed).to_dict()
+    if not json_:
+        print_evaluation(evaluation)
+    show(f"\n4. oirl select {model} --in queries.jsonl --out {chosen}")
+    query_ids, queries = read_queries(demo_path() / "queries.jsonl")
+    rows = [s.to_dict(explain=True) for s in selector.select(queries, query_ids=query_ids)]
+    write_rows(rows, chosen)
+    document = {
+        "import": imported.to_dict(),
+        "fit": read_manifest(model).model_dump(),
+        "evaluate": evaluation,
+        "select": rows,
+        "files": [str(log), str(model), str(chosen)],
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+    if json_:
+        print_json(document)
+    else:
+        _close(document, out)
+
+
+def _close(document: dict[str, Any], out: Path) -> None:
+    print_selection([{k: v for k, v in row.items() if k != "scores"} for row in document["select"][:6]])
+    evaluation = document["evaluate"]
+    selector, best = evaluation["policies"]["selector"], evaluation["policies"]["best_prompt"]
+    print(
+        f"In short: the best single prompt is {best['prompt_id']} with {100 * best['value']:.1f}% success. Choosing per "
+        f"query gives {100 * selector['value']:.1f}%,\na gain of {100 * selector['gain']:+.1f} points (95% interval "
+        f"{100 * selector['gain_ci_low']:+.1f} to {100 * selector['gain_ci_high']:+.1f}) on queries that nothing was "
+        "learned from."
+    )
+    print(f"\nThe files are in {out}: {', '.join(Path(f).name for f in document['files'])}.")
+    print(
+        f"It took {document['seconds']:.0f} s. Your own log: oirl import YOUR.jsonl --out log.parquet, then as above."
+    )
+
+
+def _silent(text: str) -> None:
+    """Print nothing."""

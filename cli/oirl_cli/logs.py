@@ -31,9 +31,7 @@ def import_(
     ] = None,
     grade: Annotated[
         str | None,
-        typer.Option(
-            "--grade", help="Give the verdicts: numeric, exact, choice, math or package.module:function."
-        ),
+        typer.Option("--grade", help="Give the verdicts: numeric, exact, choice, math or package.module:function."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse everything at the first bad row.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -77,9 +75,7 @@ def split(
     out: Annotated[Path, typer.Option("--out", help="Folder for train.parquet and test.parquet.")],
     by: Annotated[str, typer.Option("--by", help="What may not be cut: query.")] = "query",
     test: Annotated[float, typer.Option("--test", help="Share of the queries in the test part.")] = 0.2,
-    folds: Annotated[
-        int | None, typer.Option("--folds", help="Write K folds instead: fold-0/train.parquet, …")
-    ] = None,
+    folds: Annotated[int | None, typer.Option("--folds", help="Write K folds instead: fold-0/train.parquet, …")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Another seed gives another split.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -102,7 +98,9 @@ def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
     for text in given or []:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ConfigError(f"{option} {text}: the form is {option} COLUMN={'FIELD' if option == '--map' else 'VALUE'}")
+            raise ConfigError(
+                f"{option} {text}: the form is {option} COLUMN={'FIELD' if option == '--map' else 'VALUE'}"
+            )
         if name in pairs:
             raise ConfigError(f"{option} {name} is given twice; keep one")
         pairs[name] = value

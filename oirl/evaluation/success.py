@@ -55,9 +55,7 @@ def prompt_success(cells: Cells, rng: np.random.Generator, draws: int = 2000) ->
     return sorted(found, key=lambda s: -s.success)
 
 
-def success_interval(
-    rates: np.ndarray, rng: np.random.Generator, draws: int = 2000
-) -> tuple[float, float, float]:
+def success_interval(rates: np.ndarray, rng: np.random.Generator, draws: int = 2000) -> tuple[float, float, float]:
     """Return (mean, low, high) of success rates, one per query, float (n,) in [0, 1]: a 95% interval.
 
     A bootstrap of rates that are all alike has no width and would claim certainty; there the interval is Wilson's

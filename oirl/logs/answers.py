@@ -35,9 +35,7 @@ _ASIDE = re.compile(r"[;]|,(?![0-9])|\b(?:because|since|as|which|so)\b")
 _OPERATOR = re.compile(r" ?(?:[-+*/×÷·]|x\b|\\times|\\cdot|\\div)[ $]*[0-9]")
 _LIST_ITEM = re.compile(r"[ \t*_#>]{0,8}[0-9]{1,2}[.)] +\S")
 _BLANK = " \t\r*_:$\\[("
-_SUMS_UP = re.compile(
-    r"\b(?:total (?:of|is)|resulting|which (?:is|means)|so|together|altogether)\b", re.IGNORECASE
-)
+_SUMS_UP = re.compile(r"\b(?:total (?:of|is)|resulting|which (?:is|means)|so|together|altogether)\b", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox) ?\{")
 
 
@@ -113,9 +111,7 @@ def _after_answer_phrase(response: str) -> Number | None:
     phrases = list(_ANSWER.finditer(response))[-_MAX_PHRASES:]
     labels = {m.start(): _label(response, m) for m in phrases if m["verb"] is None}
     several = sum(label == "part" for label in labels.values()) > 1
-    later = (
-        [(m.start(), int(m[1])) for m in _LATER_STEP.finditer(response, phrases[0].end())] if phrases else []
-    )
+    later = [(m.start(), int(m[1])) for m in _LATER_STEP.finditer(response, phrases[0].end())] if phrases else []
     for m in reversed(phrases):
         label = labels.get(m.start(), "final")
         if label == "none" or (label == "part" and several):

@@ -234,9 +234,7 @@ def apply_checker(checker: Callable[[str, str], Any], response: str, answer: str
     """
     returned = checker(response, answer)
     correct, extracted = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
-    if (correct is None or isinstance(correct, (bool, np.bool_))) and isinstance(
-        extracted, (str, type(None))
-    ):
+    if (correct is None or isinstance(correct, (bool, np.bool_))) and isinstance(extracted, (str, type(None))):
         return Verdict(None if correct is None else bool(correct), extracted)
     module, name = getattr(checker, "__module__", None), getattr(checker, "__qualname__", None)
     raise ConfigError(

@@ -298,9 +298,7 @@ def _by_appearance(labels: np.ndarray) -> np.ndarray:
     return rank[inverse]
 
 
-def _ordered_groups(
-    keys: Sequence[str], groups: np.ndarray, seed: int
-) -> tuple[list[int], dict[int, list[int]]]:
+def _ordered_groups(keys: Sequence[str], groups: np.ndarray, seed: int) -> tuple[list[int], dict[int, list[int]]]:
     members: dict[int, list[int]] = {}
     for i, group in enumerate(groups.tolist()):
         members.setdefault(group, []).append(i)
@@ -317,9 +315,7 @@ def _shingles(text: str) -> frozenset[int]:
     tokens = words(text)
     if len(tokens) <= _SHINGLE:
         return frozenset([crc32(" ".join(tokens).encode())])
-    return frozenset(
-        crc32(" ".join(tokens[i : i + _SHINGLE]).encode()) for i in range(len(tokens) - _SHINGLE + 1)
-    )
+    return frozenset(crc32(" ".join(tokens[i : i + _SHINGLE]).encode()) for i in range(len(tokens) - _SHINGLE + 1))
 
 
 def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:

@@ -243,9 +243,7 @@ def _check_version(path: Path, metadata: dict[str, str]) -> None:
         raise DataError(f"{path} holds {record}, not interactions; name a log")
     version = metadata.get("schema_version", "1")
     if not version.isdigit() or int(version) > SCHEMA_VERSION:
-        raise DataError(
-            f"{path} has schema version {version}, this oirl reads up to {SCHEMA_VERSION}; update oirl"
-        )
+        raise DataError(f"{path} has schema version {version}, this oirl reads up to {SCHEMA_VERSION}; update oirl")
 
 
 def _visible(path: Path, root: Path) -> bool:

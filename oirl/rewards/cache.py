@@ -22,9 +22,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oirl"
 
 
-def cached_rows(
-    key: str | None, texts: Sequence[str], compute: Callable[[list[str]], np.ndarray]
-) -> np.ndarray:
+def cached_rows(key: str | None, texts: Sequence[str], compute: Callable[[list[str]], np.ndarray]) -> np.ndarray:
     """Return one vector per text, computing those that the cache does not hold.
 
     Args:
@@ -45,9 +43,7 @@ def cached_rows(
     return np.stack([vectors[t] for t in texts]).astype(np.float32, copy=False)
 
 
-def _through_disk(
-    key: str, texts: list[str], compute: Callable[[list[str]], np.ndarray]
-) -> dict[str, np.ndarray]:
+def _through_disk(key: str, texts: list[str], compute: Callable[[list[str]], np.ndarray]) -> dict[str, np.ndarray]:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     name = blake2b(key.encode(), digest_size=8).hexdigest()

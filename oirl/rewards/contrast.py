@@ -146,9 +146,7 @@ class ContrastScorer:
             out[inside] = x[np.flatnonzero(inside)] @ coefficients + intercepts
         return out
 
-    def _ease_errors(
-        self, ease: np.ndarray, rates: np.ndarray, runs: np.ndarray, held_means: np.ndarray
-    ) -> np.ndarray:
+    def _ease_errors(self, ease: np.ndarray, rates: np.ndarray, runs: np.ndarray, held_means: np.ndarray) -> np.ndarray:
         weight = runs.sum(axis=1)
         target = (runs * (rates - held_means)).sum(axis=1) / np.maximum(weight, 1e-12)
         return weight[:, None] * (ease - target[:, None]) ** 2
@@ -232,9 +230,7 @@ def apply_stack(ease: np.ndarray, contrasts: np.ndarray, weights: np.ndarray) ->
     return weights[:-2] + weights[-2] * ease[:, None] + weights[-1] * contrasts
 
 
-def _contrast_errors(
-    contrasts: np.ndarray, target: np.ndarray, runs: np.ndarray, held_means: np.ndarray
-) -> np.ndarray:
+def _contrast_errors(contrasts: np.ndarray, target: np.ndarray, runs: np.ndarray, held_means: np.ndarray) -> np.ndarray:
     """Return each query's squared error of contrasts between prompts that could be chosen, for each α: (Q, A)."""
     behind = held_means.max(axis=1, keepdims=True) - held_means
     weight = runs * np.exp(-behind / CONTENDER_SCALE)

@@ -300,9 +300,7 @@ def make_embedder(spec: str | Callable[[list[str]], Any] | Embedder) -> Any:
     return resolve("embedders", spec)()
 
 
-def restore_embedder(
-    description: Mapping[str, Any], arrays: Mapping[str, np.ndarray], given: Any = None
-) -> Any:
+def restore_embedder(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray], given: Any = None) -> Any:
     """Return the embedder that a manifest describes; code named by the manifest is never imported.
 
     Args:

@@ -26,7 +26,6 @@ CUES = tuple(
     "first rest only same both another spend cost sold gave buy bought older equal ratio / ? how".split()
 )
 _CUE_POSITION = {cue: i for i, cue in enumerate(CUES)}
-N_COUNTS = 24
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _BIG = 1e12
 

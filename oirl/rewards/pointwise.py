@@ -200,9 +200,7 @@ class PublishedXGBoostScorer(XGBoostScorer):
     name = "xgboost-published"
 
     def __init__(self, rounds: int = 2000) -> None:
-        super().__init__(
-            max_depth=10, eta=0.001, rounds=rounds, subsample=1.0, colsample=1.0, min_child_weight=1.0
-        )
+        super().__init__(max_depth=10, eta=0.001, rounds=rounds, subsample=1.0, colsample=1.0, min_child_weight=1.0)
 
     def describe(self) -> dict[str, Any]:
         """Return name and the one parameter."""

@@ -21,7 +21,6 @@ from oirl.rewards.embedders import Matrix, TfidfEmbedder, make_embedder, restore
 from oirl.rewards.knn import NearestNeighbours
 from oirl.rewards.saving import Manifest, read_arrays, read_manifest, save_folder
 
-
 COLUMNS = ("query_id", "query", "prompt_id", "prompt", "correct", "split")
 """The columns of a log that reward models of prompts and their evaluation read."""
 
@@ -177,9 +176,7 @@ class PromptRewardModel:
         prepared = self._embedder.prepare(cells.queries)
         fold = assign_folds(cells.query_ids, groups.labels, min(self.folds, n_groups), self.seed)
         features = self._embedder.fit(prepared).embed(prepared)
-        self._scorer, held_out = _make_scorer(self.model, self.params).fit(
-            features, prompts, cells, fold, self.seed
-        )
+        self._scorer, held_out = _make_scorer(self.model, self.params).fit(features, prompts, cells, fold, self.seed)
         self._calibrate(cells, held_out, fold)
         self.knn_ = NearestNeighbours().fit(cells, self.seed)
         return self
@@ -232,9 +229,7 @@ class PromptRewardModel:
             "kind": self.kind,
             "model": self._scorer.describe(),
             "embedder": self._embedder.describe(),
-            "prompts": [
-                {"prompt_id": i, "prompt": p} for i, p in zip(self.prompt_ids_, self.prompts_, strict=True)
-            ],
+            "prompts": [{"prompt_id": i, "prompt": p} for i, p in zip(self.prompt_ids_, self.prompts_, strict=True)],
             "data": {
                 "fingerprint": train.fingerprint,
                 "n_rows": train.n_rows,
@@ -268,9 +263,7 @@ class PromptRewardModel:
             raise ModelFileError(f"{path}: the saved state is not complete: {e}; fit the model again") from e
 
     @classmethod
-    def _restore(
-        cls, manifest: Manifest, arrays: Mapping[str, np.ndarray], embedder: Any
-    ) -> PromptRewardModel:
+    def _restore(cls, manifest: Manifest, arrays: Mapping[str, np.ndarray], embedder: Any) -> PromptRewardModel:
         parameters = {k: v for k, v in manifest.model.items() if k != "name"}
         name, data = manifest.model["name"], manifest.data
         model = cls(name, embedder=embedder or manifest.embedder["name"], folds=data["folds"], seed=data["seed"])

@@ -103,9 +103,7 @@ def decide(
     )
 
 
-def cross_fitted_gains(
-    scores: np.ndarray, rates: np.ndarray, fold: np.ndarray, margins: Sequence[float]
-) -> np.ndarray:
+def cross_fitted_gains(scores: np.ndarray, rates: np.ndarray, fold: np.ndarray, margins: Sequence[float]) -> np.ndarray:
     """Return each query's gain over the best single prompt, with prompt and margin chosen on the other folds.
 
     Args:

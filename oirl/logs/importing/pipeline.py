@@ -113,9 +113,7 @@ def import_log(
                 if progress:
                     progress(f"{path.name}: {report.rows_kept:,} rows kept, {report.rows_refused:,} refused")
             kept, lost = report.rows_kept - before[0], report.rows_refused - before[1]
-            report.files.append(
-                {"file": str(path), "format": importer.name, "rows_kept": kept, "rows_refused": lost}
-            )
+            report.files.append({"file": str(path), "format": importer.name, "rows_kept": kept, "rows_refused": lost})
         if not report.rows_kept:
             raise DataError(_nothing_kept(located, rejections))
     report.rows_read = report.rows_kept + report.rows_refused

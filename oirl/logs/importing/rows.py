@@ -71,9 +71,7 @@ class RowBuilder:
         if self._grader:
             columns["correct"] = self._grader.grade(columns["response"], columns["answer"], columns["correct"])
         batch = pa.RecordBatch.from_arrays([columns[f.name] for f in self.schema], schema=self.schema)
-        refused = [
-            Refusal(int(chunk.rows[i]), reason, _raw_row(chunk, i)) for i, reason in sorted(bad.items())
-        ]
+        refused = [Refusal(int(chunk.rows[i]), reason, _raw_row(chunk, i)) for i, reason in sorted(bad.items())]
         return batch, sorted(chunk.refused + refused, key=lambda r: r.row)
 
     def _constant(self, name: str, value: str) -> pa.Scalar:
@@ -140,9 +138,7 @@ class RowBuilder:
                     wrong.append(pair)
             for i in np.flatnonzero(np.isin(pairs, wrong)) if wrong else ():
                 what = columns[name][int(i)].as_py()
-                bad.setdefault(
-                    int(i), f"{name} is {what!r}: it stood for another {_ID_OF[name][0]} in an earlier row"
-                )
+                bad.setdefault(int(i), f"{name} is {what!r}: it stood for another {_ID_OF[name][0]} in an earlier row")
 
     def _number_replicates(self, columns: dict[str, pa.Array]) -> dict[int, str]:
         """Number repeated runs that carry no number; return the rows that repeat a number."""
@@ -160,8 +156,7 @@ class RowBuilder:
         numbers = pc.fill_null(given, -1).to_numpy(zero_copy_only=False).astype(np.uint64)
         seen = self._cells.add(cell * np.uint64(31) + numbers)
         repeated = {
-            int(i): "the same query, prompt, model, run and replicate as an earlier row"
-            for i in np.flatnonzero(seen)
+            int(i): "the same query, prompt, model, run and replicate as an earlier row" for i in np.flatnonzero(seen)
         }
         return repeated | missing
 

@@ -135,9 +135,7 @@ class Delimited:
             reader = pcsv.open_csv(
                 pa.input_stream(str(path), compression="detect"),
                 pcsv.ReadOptions(use_threads=False, block_size=1 << 24),
-                pcsv.ParseOptions(
-                    delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=invalid
-                ),
+                pcsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=invalid),
                 pcsv.ConvertOptions(
                     include_columns=wanted,
                     column_types=dict.fromkeys(wanted, pa.string()),
@@ -300,9 +298,7 @@ def _parse_lines(block: Block) -> Iterator[tuple[int, Any]]:
             yield number, Refusal(number, kind, text)
 
 
-def _object_chunk(
-    objects: Iterable[tuple[int, Any]], fields: Mapping[str, str], refused: list[Refusal]
-) -> Chunk:
+def _object_chunk(objects: Iterable[tuple[int, Any]], fields: Mapping[str, str], refused: list[Refusal]) -> Chunk:
     rows: list[int] = []
     columns: dict[str, list[Any]] = {c: [] for c in fields}
     refused = list(refused)
