@@ -24,15 +24,14 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
 def read_prompt_log(data: Path, name: str):
     """Import one of the Prompt-OIRL logs with oirl and read it."""
     import oirl
+    from oirl.rewards.prompts import COLUMNS
 
     source = data / "prompt_oirl_llama2" / f"{name}.parquet"
     if not source.is_file():
         sys.exit(f"{source} is missing; name the folder of real data with --data")
     with tempfile.TemporaryDirectory() as folder:
         oirl.import_log(source, Path(folder) / "log.parquet")
-        return oirl.read_log(
-            Path(folder) / "log.parquet", ["query_id", "query", "prompt_id", "prompt", "correct", "split"]
-        )
+        return oirl.read_log(Path(folder) / "log.parquet", [*COLUMNS, "replicate"])
 
 
 def cpu_environment() -> dict[str, str]:

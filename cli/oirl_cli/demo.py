@@ -40,8 +40,8 @@ def demo(
     with working("importing"):
         imported = oirl.import_log(demo_path() / "replies.jsonl.gz", log, grade="numeric")
     show(
-        f"   {imported.rows_kept:,} replies to {imported.n_queries:,} queries under {imported.n_prompts} prompts, graded "
-        "against the gold answers\n"
+        f"   {imported.rows_kept:,} replies to {imported.n_queries:,} queries under {imported.n_prompts} prompts, "
+        "graded against the gold answers\n"
     )
     show(f"2. oirl fit {log} --out {model}")
     table = oirl.read_log(log)
@@ -77,11 +77,11 @@ def _close(document: dict[str, Any], out: Path) -> None:
     print_selection([{k: v for k, v in row.items() if k != "scores"} for row in document["select"][:6]])
     evaluation = document["evaluate"]
     selector, best = evaluation["policies"]["selector"], evaluation["policies"]["best_prompt"]
+    gain, low, high = (100 * selector[key] for key in ("gain", "gain_ci_low", "gain_ci_high"))
     print(
-        f"In short: the best single prompt is {best['prompt_id']} with {100 * best['value']:.1f}% success. Choosing per "
-        f"query gives {100 * selector['value']:.1f}%,\na gain of {100 * selector['gain']:+.1f} points (95% interval "
-        f"{100 * selector['gain_ci_low']:+.1f} to {100 * selector['gain_ci_high']:+.1f}) on queries that nothing was "
-        "learned from."
+        f"In short: the best single prompt is {best['prompt_id']} with {100 * best['value']:.1f}% success. Choosing\n"
+        f"per query gives {100 * selector['value']:.1f}%, a gain of {gain:+.1f} points (95% interval {low:+.1f} to "
+        f"{high:+.1f})\non queries that nothing was learned from."
     )
     print(f"\nThe files are in {out}: {', '.join(Path(f).name for f in document['files'])}.")
     print(

@@ -17,7 +17,9 @@ from oirl.logs.cells import Cells, make_cells
 from oirl.logs.splits import find_leaks, test_rows
 from oirl.rewards.prompts import PromptRewardModel
 
-_METHOD = "each query's prompt chosen on all its runs but one, scored on the run left out: a lower bound"
+_METHOD = (
+    "lower bound: each query's prompt chosen by its runs but one and the model's estimate, scored on the run left out"
+)
 
 
 class Selector(Protocol):
@@ -143,7 +145,7 @@ def _policies(
     warnings: list[str],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     runs, successes = cells.matrices()
-    full = (runs > 0).all(axis=1)
+    full = np.all(runs > 0, axis=1)
     if not full.all():
         warnings.append(
             f"policies are valued on the {int(full.sum()):,} of {len(full):,} queries that were run under all "
@@ -170,7 +172,7 @@ def _policies(
     policies = {name: _value(values[name], values["best_prompt"], rng, draws) for name in names}
     policies["best_prompt"]["prompt_id"] = model.prompt_ids_[best]
     policies["selector"]["switched"] = float((chosen["selector"] != best).mean())
-    return policies, _ceiling(runs, successes, model.train_.rates, rng)
+    return policies, _ceiling(runs, successes, scores, rng)
 
 
 def _value(values: np.ndarray, base: np.ndarray, rng: np.random.Generator, draws: int) -> dict[str, Any]:
@@ -194,7 +196,7 @@ def _ceiling(runs: np.ndarray, successes: np.ndarray, prior: np.ndarray, rng: np
     if not repeated.any():
         method = "not known: no query was run twice under every prompt, so luck and merit cannot be told apart"
         return {"value": None, "method": method, "one_draw_oracle": oracle}
-    value = held_out_ceiling(runs[repeated], successes[repeated], prior, rng)
+    value = held_out_ceiling(runs[repeated], successes[repeated], scores[repeated], rng)
     return {"value": value, "method": _METHOD, "n_queries": int(repeated.sum()), "one_draw_oracle": oracle}
 
 

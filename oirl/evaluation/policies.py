@@ -44,24 +44,30 @@ def one_draw_oracle(runs: np.ndarray, successes: np.ndarray) -> float:
 
 
 def held_out_ceiling(
-    runs: np.ndarray, successes: np.ndarray, prior: np.ndarray, rng: np.random.Generator, draws: int = 200
+    runs: np.ndarray,
+    successes: np.ndarray,
+    estimate: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    estimate_runs: float = 4.0,
+    draws: int = 200,
 ) -> float:
     """Return the value of choosing each query's prompt by all its runs but one, scored on the run left out.
 
     No choice is scored on a run that it has seen, so luck does not count; as it chooses from few runs, it is a lower
-    bound of what the best choice per query could reach. Ties are broken by `prior`.
+    bound of what the best choice per query could reach.
 
     Args:
         runs: Int (Q, P), all at least 2.
         successes: Int (Q, P).
-        prior: Success of each prompt over all queries, float (P,).
+        estimate: Success estimated without these runs, float (Q, P); it counts beside the runs that are seen.
         rng: Source of chance for which run is left out.
+        estimate_runs: As how many runs the estimate counts.
         draws: Repetitions that are averaged.
     """
     total = 0.0
-    tie_break = prior * 1e-6
     for _ in range(draws):
         left_out = rng.random(runs.shape) < successes / runs
-        seen = (successes - left_out) / (runs - 1) + tie_break
+        seen = (successes - left_out + estimate_runs * estimate) / (runs - 1 + estimate_runs)
         total += left_out[np.arange(len(runs)), seen.argmax(axis=1)].mean()
     return float(total / draws)

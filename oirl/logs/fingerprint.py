@@ -32,8 +32,8 @@ class Fingerprint:
                 data.update(_text_bytes(column))
             else:
                 lengths = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int32) - 1
-                data.update(_value_bytes(column))
-            shape.update(np.ascontiguousarray(lengths, dtype=np.int32))
+                data.update(_value_bytes(column).data)
+            shape.update(np.ascontiguousarray(lengths, dtype=np.int32).data)
             self._known[name] = self._known[name] or column.null_count < len(column)
 
     def hexdigest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def parse_query_lines(lines: Iterable[str], where: str) -> tuple[list[str], list
     return ids, queries
 
 
-def read_prompts(path: str | Path) -> list[tuple[str | None, str | None]]:
+def read_prompts(path: str | os.PathLike[str]) -> list[tuple[str | None, str | None]]:
     """Return (prompt_id, template) pairs of a prompt file; one of the two may be None.
 
     Text files hold a template per line. JSONL files hold objects with `prompt_id`, `prompt` or both; YAML files a list

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 from scipy.special import expit
 
 from oirl.errors import ConfigError
@@ -256,4 +255,4 @@ def _tile(column: np.ndarray, times: int) -> np.ndarray:
 
 
 def _dense(matrix: Matrix) -> np.ndarray:
-    return np.asarray(matrix.todense()) if sp.issparse(matrix) else np.asarray(matrix)
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()

@@ -270,8 +270,8 @@ def _stack(upper: Matrix, lower: Matrix) -> Matrix:
 
 
 def _matrix_arrays(matrix: Matrix) -> dict[str, np.ndarray]:
-    if not sp.issparse(matrix):
-        return {"dense": np.asarray(matrix)}
+    if isinstance(matrix, np.ndarray):
+        return {"dense": matrix}
     return {
         "data": matrix.data,
         "indices": matrix.indices,

@@ -69,7 +69,7 @@ def decide(
     cells = held_out.cells
     name = cells.prompt_ids[best]
     runs, successes = cells.matrices()
-    full = (runs > 0).all(axis=1)
+    full = np.all(runs > 0, axis=1)
     fold = held_out.fold[full]
     if len(np.unique(fold)) < 2:
         reason = (
@@ -126,7 +126,7 @@ def cross_fitted_gains(scores: np.ndarray, rates: np.ndarray, fold: np.ndarray, 
 
 
 def best_margin(scores: np.ndarray, rates: np.ndarray, best: int, margins: Sequence[float]) -> float:
-    """Return the first margin, unless another is better by more than one standard error of the paired difference.
+    """Return the first margin, unless another is better by more than two standard errors of the paired difference.
 
     Of margins that differ by less than chance the data cannot tell the best; picking the highest would be picking luck.
 
@@ -140,6 +140,6 @@ def best_margin(scores: np.ndarray, rates: np.ndarray, best: int, margins: Seque
     for margin in margins[1:]:
         other = replay(rates, switch(scores, best, margin))
         difference = other - value
-        if difference.mean() > difference.std() / np.sqrt(len(difference)):
+        if difference.mean() > 2 * difference.std() / np.sqrt(len(difference)):
             chosen, value = margin, other
     return float(chosen)
