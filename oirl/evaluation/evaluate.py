@@ -190,7 +190,7 @@ def _value(values: np.ndarray, base: np.ndarray, rng: np.random.Generator, draws
     }
 
 
-def _ceiling(runs: np.ndarray, successes: np.ndarray, prior: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def _ceiling(runs: np.ndarray, successes: np.ndarray, scores: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     oracle = one_draw_oracle(runs, successes)
     repeated = (runs > 1).all(axis=1)
     if not repeated.any():
