@@ -60,8 +60,7 @@ def make_rows(rows: int, seed: int = 0) -> Iterator[pa.Table]:
                 "query": [queries[i] for i in query_of],
                 "prompt": [prompts[i] for i in number % PROMPTS],
                 "response": [
-                    f"{stock[w : w + k]}.\nThe answer is {w % 97}."
-                    for w, k in zip(where, length, strict=True)
+                    f"{stock[w : w + k]}.\nThe answer is {w % 97}." for w, k in zip(where, length, strict=True)
                 ],
                 "correct": rng.random(n) < 0.4,
                 "answer": [str(i % 97) for i in number // PROMPTS],
@@ -79,9 +78,7 @@ def write_sources(folder: Path, rows: int, formats: list[str]) -> dict[str, Path
     for table in make_rows(rows):
         for name, file in files.items():
             if name == "parquet":
-                writer = writers.setdefault(name, None) or pq.ParquetWriter(
-                    file, table.schema, compression="zstd"
-                )
+                writer = writers.setdefault(name, None) or pq.ParquetWriter(file, table.schema, compression="zstd")
                 writers[name] = writer
                 writer.write_table(table)
             elif name == "csv":
@@ -186,9 +183,7 @@ def measure_memory(folder: Path, rows: int, formats: list[str]) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=300_000, help="rows to time; 0 leaves the timing out")
     parser.add_argument(
         "--formats", nargs="+", choices=["parquet", "jsonl", "csv"], default=["parquet", "jsonl", "csv"]
@@ -196,9 +191,7 @@ def main() -> None:
     parser.add_argument(
         "--memory-rows", type=int, default=0, help="rows to import for the peak memory, such as 2000000"
     )
-    parser.add_argument(
-        "--memory-formats", nargs="+", choices=["parquet", "jsonl", "csv"], default=["parquet"]
-    )
+    parser.add_argument("--memory-formats", nargs="+", choices=["parquet", "jsonl", "csv"], default=["parquet"])
     parser.add_argument("--write", type=Path, help="only write the rows to this folder")
     options = parser.parse_args()
     if options.write:

@@ -29,6 +29,14 @@ class NotFoundError(OirlError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class WriteError(OirlError, OSError):
+    """A file or folder cannot be written: no room, no permission, a name that the disk refuses."""
+
+    def __str__(self) -> str:
+        """Return the message alone, as `OSError` would otherwise format its arguments."""
+        return str(self.args[0]) if self.args else ""
+
+
 class UnknownNameError(OirlError, LookupError):
     """A name is not registered; the message lists those that are."""
 

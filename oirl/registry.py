@@ -96,7 +96,7 @@ def load_attribute(path: str) -> Any:
         raise ConfigError(f"{path!r} is not of the form package.module:attribute")
     try:
         module = import_module(module_name)
-    except ModuleNotFoundError as e:
+    except (ModuleNotFoundError, TypeError) as e:
         raise MissingPackageError(
             f"cannot import {module_name!r} for {path!r}: {e}; is it installed or on PYTHONPATH?"
         ) from e

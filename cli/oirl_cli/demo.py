@@ -74,7 +74,13 @@ def demo(
 
 
 def _close(document: dict[str, Any], out: Path) -> None:
-    print_selection([{k: v for k, v in row.items() if k != "scores"} for row in document["select"][:6]])
+    rows = document["select"]
+    print_selection([{k: v for k, v in row.items() if k != "scores"} for row in rows[:6]])
+    for row in [row for row in rows if row["changed"]][:2]:
+        ordered = sorted(row["scores"].items(), key=lambda item: -item[1])
+        scores = ", ".join(f"{name} {100 * score:.0f}%" for name, score in ordered)
+        print(f"Why {row['prompt_id']} for {row['query'][:50]!r}…: {scores}")
+    print()
     evaluation = document["evaluate"]
     selector, best = evaluation["policies"]["selector"], evaluation["policies"]["best_prompt"]
     gain, low, high = (100 * selector[key] for key in ("gain", "gain_ci_low", "gain_ci_high"))

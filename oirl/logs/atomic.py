@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from oirl.errors import ConfigError, NotFoundError
+from oirl.errors import ConfigError, OirlError, WriteError
 
 
 @contextmanager
@@ -20,24 +20,24 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         ConfigError: If `path` is a folder.
-        NotFoundError: If the folder that `path` stands in cannot be made.
+        WriteError: If the disk refuses: no room, no permission, a name too long.
     """
     target = Path(path)
-    if target.is_dir():
-        raise ConfigError(f"{target} is a folder; name a file")
-    _make_folder(target.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes private files; a result is as readable as any other file of the user's.
-        temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _write_errors(target):
+        if target.is_dir():
+            raise ConfigError(f"{target} is a folder; name a file")
+        if target.exists() and not target.is_file():
+            raise ConfigError(f"{target} is a device, not a file; name a file")
+        _make_folder(target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent)
+        os.close(handle)
+        with _removed_at_the_end(Path(name)) as temporary:
+            yield temporary
+            # mkstemp makes private files; a result is as readable as any other file of the user's.
+            temporary.chmod(0o666 & ~_umask())
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)
 
 
 @contextmanager
@@ -50,37 +50,66 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path
 
     Raises:
         ConfigError: If `path` is a file, or a folder with other content.
+        WriteError: If the disk refuses.
     """
     target = Path(path)
-    if target.exists() and not target.is_dir():
-        raise ConfigError(f"{target} is a file; name a folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-        raise ConfigError(f"{target} holds other files (no {marker}); name a new or empty folder")
-    _make_folder(target.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    with _write_errors(target):
+        if target.exists() and not target.is_dir():
+            raise ConfigError(f"{target} is a file; name a folder")
+        if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
+            raise ConfigError(f"{target} holds other files (no {marker}); name a new or empty folder")
+        _make_folder(target.parent)
+        prefix = f".{target.name[:100]}."
+        with _removed_at_the_end(Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=target.parent))) as temporary:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            _replace_folder(temporary, target, prefix)
+            _sync(target.parent)
+
+
+def _replace_folder(new: Path, target: Path, prefix: str) -> None:
+    """Put `new` where `target` is; on failure the old folder is put back."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    with _removed_at_the_end(Path(tempfile.mkdtemp(prefix=prefix, suffix=".old", dir=target.parent))) as aside:
+        os.replace(target, aside / "replaced")
+        try:
+            os.replace(new, target)
+        except OSError:
+            os.replace(aside / "replaced", target)
+            raise
+
+
+@contextmanager
+def _removed_at_the_end(path: Path) -> Iterator[Path]:
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.replace(target, old / "replaced")
-            os.replace(temporary, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, target)
-        _sync(target.parent)
+        yield path
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _write_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OirlError:
+        raise
+    except OSError as e:
+        raise WriteError(f"cannot write {target}: {e.strerror or ' '.join(str(e).split())}") from e
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise NotFoundError(f"cannot make the folder {folder}: {e.strerror}") from e
+        raise WriteError(f"cannot make the folder {folder}: {e.strerror}") from e
 
 
 def _sync(path: Path) -> None:

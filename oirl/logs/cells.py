@@ -128,8 +128,9 @@ def make_cells(log: pa.Table) -> Cells:
 
 def _texts(log: pa.Table, id_column: str, text_column: str) -> tuple[list[str], list[str], np.ndarray]:
     """Return distinct ids, the text of each, and each row's position; refuse an id with several texts."""
-    ids = log[id_column].combine_chunks().dictionary_encode()
-    texts = log[text_column].combine_chunks().dictionary_encode()
+    # Encoded before the chunks are combined: one array holds at most 2 GB of text.
+    ids = log[id_column].cast(pa.string()).dictionary_encode().combine_chunks()
+    texts = log[text_column].cast(pa.string()).dictionary_encode().combine_chunks()
     index = np.asarray(ids.indices, dtype=np.int64)
     text_index = np.asarray(texts.indices, dtype=np.int64)
     first = np.unique(index, return_index=True)[1]

@@ -49,6 +49,10 @@ class Fingerprint:
 def _text_bytes(column: pa.Array) -> memoryview:
     if len(column) == 0:
         return memoryview(b"")
+    if column.null_count:
+        column = column.drop_null()  # Arrow allows any bytes below a null
+        if len(column) == 0:
+            return memoryview(b"")
     offsets = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + len(column) + 1]
     body = column.buffers()[2]
     return memoryview(b"" if body is None else body)[int(offsets[0]) : int(offsets[-1])]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from oirl.errors import ConfigError
 from oirl.logs.checkers import apply_checker
 from oirl.registry import resolve
 
@@ -44,6 +45,8 @@ class Grader:
 
     def __init__(self, name: str) -> None:
         self._checker: Callable[[str, str], Any] = resolve("checkers", name)
+        if not callable(self._checker):
+            raise ConfigError(f"the checker {name!r} is a {type(self._checker).__name__}, not a function")
         self.counts = GradeCounts(name)
 
     def grade(self, response: pa.Array, answer: pa.Array, logged: pa.Array) -> pa.Array:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from oirl.errors import DataError, MissingPackageError, NotFoundError
+from oirl.errors import ConfigError, DataError, MissingPackageError, NotFoundError
 from oirl.logs.importing.coerce import coerce
 from oirl.logs.importing.pipeline import detect
 from oirl.logs.store import find_files
@@ -26,7 +26,10 @@ def read_queries(path: str | Path) -> tuple[list[str], list[str]]:
         NotFoundError: If the file is not there.
         DataError: If it cannot be read, lacks the column, or a row has no query.
     """
-    (file,) = find_files(path)
+    found = find_files(path)
+    if len(found) > 1:
+        raise ConfigError(f"{path} names {len(found)} files; one file of queries is needed")
+    file = found[0]
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty; a file with a column `query` is needed")
     ids: list[str] = []
@@ -65,16 +68,24 @@ def parse_query_lines(lines: Iterable[str], where: str) -> tuple[list[str], list
         if text.startswith("{"):
             try:
                 row = json.loads(text)
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise DataError(f"{where}:{number}: begins like a JSON object, but is none: {e}") from e
             text, name = row.get("query"), row.get("query_id")
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"{where}:{number}: no text under `query`; keys there: {', '.join(row) or 'none'}")
+        _check_unicode(text, f"{where}:{number}")
         ids.append(text_id(text) if name is None else str(name))
         queries.append(text)
     if not queries:
         raise DataError(f"{where}: no query; give one as an argument, with --in FILE, or a line each on stdin")
     return ids, queries
+
+
+def _check_unicode(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where}: not valid Unicode (half of a surrogate pair)") from e
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[tuple[str | None, str | None]]:
@@ -111,8 +122,8 @@ def _json_entries(file: Path, text: str) -> list[tuple[int, Any]]:
     try:
         if text.lstrip().startswith("["):
             return list(enumerate(json.loads(text), 1))
-        return [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    except ValueError as e:
+        return [(n, json.loads(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{file} is not JSONL: {e}") from e
 
 
@@ -134,9 +145,11 @@ def _yaml_entries(file: Path, text: str) -> list[tuple[int, Any]]:
 
 def _prompt(file: Path, number: int, entry: Any) -> tuple[str | None, str | None]:
     if isinstance(entry, str):
+        _check_unicode(entry, f"{file}:{number}")
         return None, entry
     if isinstance(entry, dict):
         name, text = entry.get("prompt_id"), entry.get("prompt")
+        _check_unicode(f"{name}{text}", f"{file}:{number}")
         if (name is not None or text is not None) and (text is None or isinstance(text, str)):
             return (None if name is None else str(name)), text
     raise DataError(f"{file}:{number}: a template, or an object with prompt_id and prompt, is needed")

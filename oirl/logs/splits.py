@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -22,6 +23,7 @@ NEAR_DUPLICATE = 0.8
 
 _BANDS, _ROWS = 16, 4  # 64 hashes; a pair of similarity .8 shares a band with probability .9998, one of .4 with .34
 _SHINGLE = 3
+_SMALL_BUCKET, _LEADERS = 256, 20
 
 
 class Grouping(NamedTuple):
@@ -118,11 +120,11 @@ def assign_test(keys: Sequence[str], groups: np.ndarray, test: float, seed: int)
     for group in order:
         size = len(members[group])
         # A group that would overshoot by more than it brings nearer is passed over.
-        if taken < target and (taken == 0 or taken + size - target <= target - taken):
-            if taken + size == len(groups):
-                continue
+        if taken < target and taken + size - target <= target - taken and taken + size < len(groups):
             mask[members[group]] = True
             taken += size
+    if not taken:  # every group overshoots: the smallest does so least
+        mask[members[min(order, key=lambda g: len(members[g]))]] = True
     return mask
 
 
@@ -180,6 +182,10 @@ def write_split(
     log = read_log(sources)
     keys, texts, index = distinct_queries(log)
     groups = group_queries(texts)
+    for old in Path(out).glob("fold-*"):
+        # Folds of an earlier split beside these would let a query stand on both sides.
+        if old.is_dir() and {file.name for file in old.iterdir()} <= {"train.parquet", "test.parquet"}:
+            shutil.rmtree(old)
     if folds is None:
         masks = {"": assign_test(keys, groups.labels, test, seed)}
     else:
@@ -215,7 +221,7 @@ def _parts(log: pa.Table, is_test: np.ndarray) -> tuple[pa.Table, pa.Table]:
 
 def distinct_queries(log: pa.Table) -> tuple[list[str], list[str], np.ndarray]:
     """Return the distinct query ids of a log in order of appearance, the text of each, and each row's position."""
-    encoded = log["query_id"].combine_chunks().dictionary_encode()
+    encoded = log["query_id"].cast(pa.string()).dictionary_encode().combine_chunks()
     index = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     first = np.unique(index, return_index=True)[1]
     return encoded.dictionary.to_pylist(), log["query"].take(pa.array(first)).to_pylist(), index
@@ -324,7 +330,7 @@ def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:
 
 
 def _candidates(shingles: list[frozenset[int]]) -> list[tuple[int, int]]:
-    """Return pairs that share a band of their MinHash signatures; within a bucket, each with its first member."""
+    """Return pairs that share a band of their MinHash signatures."""
     if not shingles:
         return []
     sizes = np.array([len(s) for s in shingles])
@@ -342,7 +348,10 @@ def _candidates(shingles: list[frozenset[int]]) -> list[tuple[int, int]]:
         order = np.argsort(key, kind="stable")
         edges = np.flatnonzero(np.diff(key[order])) + 1
         for bucket in np.split(order, edges):
-            found.update((int(bucket[0]), int(other)) for other in bucket[1:])
+            # All pairs of a large bucket would be quadratic; its first members stand for it.
+            members = bucket.tolist()
+            leaders = members if len(members) <= _SMALL_BUCKET else members[:_LEADERS]
+            found.update((a, b) for i, a in enumerate(leaders) for b in members[i + 1 :])
     return sorted(found)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from oirl import __version__
@@ -82,6 +83,7 @@ def write_log(table: pa.Table, path: Source) -> str:
     Raises:
         DataError: If a required column is missing or null, or a column has a type that does not fit.
     """
+    check_required(table.column_names, str(path))
     with LogWriter(path) as writer:
         for batch in table.to_batches(BATCH_ROWS):
             writer.write(conform(batch, str(path)))
@@ -112,7 +114,9 @@ def scan_log(
     for path in find_files(sources, (".parquet",)):
         with open_parquet(path) as file:
             _check_version(path, _metadata(file))
-            there = [name for name in schema.names if name in file.schema_arrow.names]
+            names = file.schema_arrow.names
+            there = [name for name in schema.names if name in names]
+            check_required(names, str(path), schema)
             try:
                 for batch in file.iter_batches(batch_rows, columns=there):
                     yield conform(batch, str(path), schema)
@@ -149,6 +153,10 @@ def find_files(sources: Source | Sequence[Source], suffixes: tuple[str, ...] = (
     found: list[Path] = []
     for source in sources:
         path = Path(source)
+        try:
+            path.exists()
+        except OSError as e:
+            raise NotFoundError(f"{source}: {e.strerror}") from e
         if path.is_dir():
             inside = [p for p in sorted(path.rglob("*")) if p.is_file() and _visible(p, path)]
             files = [p for p in inside if not suffixes or p.name.endswith(suffixes)]
@@ -166,6 +174,16 @@ def find_files(sources: Source | Sequence[Source], suffixes: tuple[str, ...] = (
     return found
 
 
+def check_required(names: Sequence[str], where: str, schema: pa.Schema = INTERACTION_SCHEMA) -> None:
+    """Refuse a table that lacks a required column, naming the columns that it has."""
+    for field in schema:
+        if field.name not in names and not field.nullable and field.name != "replicate":
+            raise DataError(
+                f"{where}: no column {field.name!r}{nearest(field.name, names)}; columns there: "
+                f"{', '.join(names) or 'none'}; use `oirl import` with --map to make a log of it"
+            )
+
+
 def conform(batch: pa.RecordBatch, where: str, schema: pa.Schema = INTERACTION_SCHEMA) -> pa.RecordBatch:
     """Return the batch with exactly the columns and types of `schema`; absent optional columns are null.
 
@@ -178,6 +196,8 @@ def conform(batch: pa.RecordBatch, where: str, schema: pa.Schema = INTERACTION_S
             column = batch.column(field.name)
             if column.type != field.type:
                 try:
+                    if pa.types.is_boolean(field.type) and pa.types.is_primitive(column.type):
+                        _check_zero_one(column)
                     column = column.cast(field.type)
                 except pa.ArrowException as e:
                     raise DataError(
@@ -198,6 +218,12 @@ def conform(batch: pa.RecordBatch, where: str, schema: pa.Schema = INTERACTION_S
             raise DataError(f"{where}: column {field.name!r} is empty in row {row} of a batch; it is required")
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _check_zero_one(column: pa.Array) -> None:
+    known = column.drop_null()
+    if len(known) and not pc.all(pc.is_in(known, pa.array([0, 1], column.type))).as_py():
+        raise pa.ArrowInvalid("it holds values other than 0 and 1")
 
 
 def log_metadata(path: Source) -> dict[str, str]:

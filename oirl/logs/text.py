@@ -33,6 +33,11 @@ def text_id(text: str) -> str:
     return blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
+def template_id(text: str) -> str:
+    """Return 16 hexadecimal digits that name a text as it stands: in a prompt, line breaks and case matter."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
 def text_hash(text: str) -> int:
     """Return an unsigned 64-bit hash of a text as it stands."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -82,7 +82,10 @@ def decide(
     gains = cross_fitted_gains(scores, rates, fold, margins)
     low, high = percentile_interval(bootstrap_means(gains[:, None], rng, draws))
     margin = best_margin(scores, rates, best, margins)
-    figures = f"{gains.mean():+.4f} (95% interval {low[0]:+.4f} to {high[0]:+.4f}, {len(gains):,} queries)"
+    figures = (
+        f"{100 * gains.mean():+.2f} points (95% interval {100 * low[0]:+.2f} to {100 * high[0]:+.2f}, "
+        f"{len(gains):,} queries)"
+    )
     passed = bool(low[0] > 0)
     if passed:
         reason = f"choosing per query beat the best single prompt {name} by {figures}, cross-fitted on the training log"

@@ -15,7 +15,7 @@ from oirl.evaluation.evaluate import model_metrics
 from oirl.evaluation.policies import switch
 from oirl.logs.queries import read_prompts
 from oirl.logs.splits import find_leaks, train_rows
-from oirl.logs.text import text_id
+from oirl.logs.text import template_id, text_id
 from oirl.rewards.prompts import PromptRewardModel
 from oirl.rewards.saving import read_manifest, save_folder
 from oirl.selection.gate import MARGINS, Deployment, decide
@@ -104,7 +104,7 @@ def read_candidates(path: str | os.PathLike[str], model: PromptRewardModel) -> l
                     f"template under `prompt`, or one of: {', '.join(text_of)}"
                 )
             text = text_of[name]
-        found.append(Candidate(name or id_of.get(text) or text_id(text), text))
+        found.append(Candidate(name or id_of.get(text) or template_id(text), text))
     return found
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from datetime import datetime, timezone
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -38,14 +39,25 @@ def coerce(field: pa.Field, values: Values) -> tuple[pa.Array, dict[int, str]]:
             return pa.nulls(len(values), field.type), {}
         if pa.types.is_large_string(values.type) and pa.types.is_string(field.type):
             return values.cast(field.type), {}
-        return _coerce_distinct(field, values)
+        return _coerce_distinct(field, _plain(values))
     return _coerce_list(field, values)
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """Return values of a type that all of Arrow's functions know, and whose Python values need no pandas."""
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if pa.types.is_timestamp(values.type) and values.type.unit == "ns":
+        return pc.cast(values, pa.timestamp("us", tz=values.type.tz), safe=False)
+    return values
 
 
 def _coerce_distinct(field: pa.Field, values: pa.Array) -> tuple[pa.Array, dict[int, str]]:
     # Converting each distinct value once keeps columns such as `correct` fast whatever their type is.
     if pa.types.is_nested(values.type):
         return _coerce_list(field, values.to_pylist())
+    if values.type == field.type:
+        return values, _not_finite(field, values)
     encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
     converted, bad = _coerce_list(field, encoded.dictionary.to_pylist())
     if bad:
@@ -62,8 +74,10 @@ def _coerce_list(field: pa.Field, values: list[Any]) -> tuple[pa.Array, dict[int
     reasons: dict[int, str] = {}
     for i, value in enumerate(values):
         try:
+            if isinstance(value, Decimal):
+                value = int(value) if value == value.to_integral_value() else float(value)
             out.append(None if value is None else convert(value))
-        except (ValueError, TypeError, OverflowError) as e:
+        except (ValueError, TypeError, OverflowError, RecursionError, ArithmeticError) as e:
             out.append(None)
             reasons[i] = f"{field.name} is {_show(value)}: {e}"
     return pa.array(out, field.type), reasons
@@ -158,7 +172,7 @@ def _to_time(value: Any) -> datetime | None:
 def _to_json(value: Any) -> str | None:
     if isinstance(value, str):
         return _valid_text(value)
-    return json.dumps(value, ensure_ascii=True, sort_keys=True, default=str)
+    return json.dumps(value, ensure_ascii=True, sort_keys=True, default=str, allow_nan=False)
 
 
 def _not_finite(field: pa.Field, values: pa.Array) -> dict[int, str]:

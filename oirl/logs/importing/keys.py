@@ -33,8 +33,17 @@ class KeyCounter:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def counts(self, keys: np.ndarray) -> np.ndarray:
+        """Return for each row how often its key was seen, int32; nothing is counted."""
+        if not len(self._keys):
+            return np.zeros(len(keys), dtype=np.int32)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[at] == keys, self._counts[at], 0)
+
     def add(self, keys: np.ndarray) -> np.ndarray:
         """Count the keys of a batch and return, for each row, how often its key was seen before it."""
+        if len(keys) == 0:
+            return np.zeros(0, dtype=np.int32)
         distinct, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
         order = np.argsort(inverse, kind="stable")
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import codecs
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from oirl.errors import DataError
-from oirl.logs.importing.base import Refusal
+from oirl.logs.importing.base import Refusal, Values
 from oirl.logs.store import first_line
 
 BLOCK_BYTES = 8 << 20
@@ -37,6 +39,53 @@ class Block:
         return self.data.count(b"\n") + (bool(self.data) and not self.data.endswith(b"\n"))
 
 
+class CheckedText(io.RawIOBase):
+    """A stream of text that is checked as it is read: it must be UTF-8, and its quotes are counted.
+
+    Args:
+        path: The file, for messages.
+        stream: Its bytes, unpacked.
+    """
+
+    def __init__(self, path: Path, stream: pa.NativeFile) -> None:
+        super().__init__()
+        self._path = path
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._quotes = 0
+        self._tail = b""
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            DataError: If they are not UTF-8.
+        """
+        data: bytes = self._stream.read(size) if size >= 0 else self._stream.read()
+        try:
+            self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as e:
+            raise DataError(f"{self._path} is not UTF-8 ({e.reason}); convert it with iconv") from e
+        self._quotes += data.count(b'"')
+        self._tail = (self._tail + data)[-(1 << 16) :]
+        return data
+
+    def quote_left_open(self, last: Mapping[str, Values]) -> bool:
+        """Say whether the text ended inside quotes, as far as `last`, the columns of its last rows, shows it.
+
+        An odd number of quotes alone is no sign: 5" is five inches.
+        """
+        if self._quotes % 2 == 0:
+            return False
+        values = [column[-1] for column in last.values() if len(column)]
+        line = self._tail.rstrip(b"\r\n").rpartition(b"\n")[2]
+        return line.count(b'"') % 2 == 1 or any("\n" in (value.as_py() or "") for value in values)
+
+
 def read_head(path: Path, size: int = 1 << 16) -> bytes:
     """Return the first bytes of a file, unpacked if it is gzipped; empty for what cannot be unpacked."""
     try:
@@ -44,6 +93,19 @@ def read_head(path: Path, size: int = 1 << 16) -> bytes:
             return stream.read(size)
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{path} cannot be read: {first_line(e)}") from e
+
+
+def read_whole(path: Path) -> bytes:
+    """Return a whole file, unpacked, without its byte order mark.
+
+    Raises:
+        DataError: If the file cannot be read, is truncated, or is not UTF-8 by its first bytes.
+    """
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            return _without_bom(path, stream.read())
+    except (pa.ArrowException, OSError, EOFError) as e:
+        raise DataError(f"{path} cannot be read to its end: {first_line(e)}; is it truncated?") from e
 
 
 def read_blocks(path: Path) -> Iterator[Block]:

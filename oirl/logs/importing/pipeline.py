@@ -94,8 +94,9 @@ def import_log(
     _check_columns(record, mapping, constants)
     if grade and record != "interactions":
         raise ConfigError(f"--grade needs interactions, but these files hold {record}")
-    if Path(out).resolve() in {path.resolve() for path, _ in located}:
-        raise ConfigError(f"{out} is also a source; name another file to write")
+    for target in (Path(out), rejected_path(out)):
+        if target.resolve() in {path.resolve() for path, _ in located}:
+            raise ConfigError(f"{target} is also a source; name another file to write")
     grader = Grader(grade) if grade else None
     builder = RowBuilder(record, constants, grader)
     report = ImportReport(out=str(out), record=record)
@@ -156,10 +157,21 @@ def _locate(sources: Source | Sequence[Source], format: str) -> list[tuple[Path,
         whole = _sniff(Path(source)) if Path(source).is_dir() and format == "auto" else None
         paths = [Path(source)] if whole else find_files(source)
         for path in paths:
+            if path.resolve() in {known.resolve() for known, _ in located}:
+                continue
             if not path.is_dir() and path.stat().st_size == 0:
                 raise DataError(f"{path} is empty")
-            located.append((path, whole or (detect(path) if format == "auto" else resolve("formats", format))))
+            located.append((path, whole or (detect(path) if format == "auto" else _named(format))))
+    if not located:
+        raise ConfigError("no file named; name a file, a folder or a pattern")
     return located
+
+
+def _named(format: str) -> Importer:
+    importer: Importer = resolve("formats", format)
+    if not hasattr(importer, "chunks"):
+        raise ConfigError(f"--format {format} names a {type(importer).__name__}, not an importer (see `oirl formats`)")
+    return importer
 
 
 def _one_record(located: list[tuple[Path, Importer]]) -> str:
@@ -190,12 +202,30 @@ def _nothing_kept(located: list[tuple[Path, Importer]], rejections: _Rejections)
     return f"{where}: no row could be kept{why}"
 
 
+def _json_line(entry: dict[str, Any]) -> str:
+    try:
+        return json.dumps(entry, ensure_ascii=True, default=str, allow_nan=False) + "\n"
+    except (ValueError, RecursionError):  # NaN, or nested too deeply: as text, cut short
+        return json.dumps({**entry, "raw": _short(entry["raw"])}, ensure_ascii=True) + "\n"
+
+
+def _short(value: Any) -> str:
+    try:
+        return repr(value)[:2000]
+    except RecursionError:
+        return "nested too deeply"
+
+
+def rejected_path(out: Source) -> Path:
+    """Return where the refused rows of an import to `out` go."""
+    return Path(out).parent / (Path(out).name.removesuffix(".parquet") + ".rejected.jsonl")
+
+
 class _Rejections:
     """Refused rows, counted by reason and written beside the log when the import succeeds."""
 
     def __init__(self, out: Source, strict: bool) -> None:
-        path = Path(out)
-        self._path = path.with_name(path.name.removesuffix(".parquet") + ".rejected.jsonl")
+        self._path = rejected_path(out)
         self._strict = strict
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
@@ -214,11 +244,11 @@ class _Rejections:
             if self._strict:
                 raise DataError(f"{where}: {refusal.reason} (--strict refuses the file for it)")
             # Values differ from row to row; what is wrong with them is the same reason.
-            kind = re.sub(r"^(\w+) is .*: (?=[^:]*$)", r"\1: ", re.sub(r" \(.*\)$", "", refusal.reason))
+            kind = re.sub(r"^(\w+) is (?!empty).*: ", r"\1: ", re.sub(r" \(.*\)$", "", refusal.reason))
             self._counts[kind] += 1
             self._first.setdefault(kind, where)
             entry = {"file": str(path), "row": refusal.row, "reason": refusal.reason, "raw": refusal.raw}
-            self._handle.write(json.dumps(entry, ensure_ascii=True, default=str) + "\n")
+            self._handle.write(_json_line(entry))
 
     def summary(self) -> list[dict[str, Any]]:
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from oirl.errors import DataError
 from oirl.logs.importing.base import Chunk, Refusal
-from oirl.logs.importing.lines import read_blocks
+from oirl.logs.importing.lines import read_blocks, read_whole
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Gsm8kProblems:
         """Accept a first object that has just the two fields and the mark of the final answer."""
         try:
             first = json.loads(head.split(b"\n", 1)[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return isinstance(first, dict) and set(first) == {"question", "answer"} and "####" in str(first["answer"])
 
@@ -44,7 +45,7 @@ class Gsm8kProblems:
                     problem = json.loads(line)
                     solution, answer = problem["answer"].rsplit("####", 1)
                     query = problem["question"]
-                except (ValueError, KeyError, TypeError, AttributeError) as e:
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
                     refused.append(Refusal(number, f"not a GSM8K problem ({type(e).__name__}: {e})", _text(line)))
                     continue
                 rows.append(number)
@@ -66,14 +67,18 @@ class SvampProblems:
     def sniff(self, path: Path, head: bytes) -> bool:
         """Accept a JSON array whose first object has the fields of SVAMP."""
         start = head[:4096]
-        return head.lstrip()[:1] == b"[" and all(k in start for k in (b'"Body"', b'"Question"', b'"Answer"'))
+        return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" and all(
+            k in start for k in (b'"Body"', b'"Question"', b'"Answer"')
+        )
 
     def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
         """Yield queries: body and question in one text."""
         try:
-            problems = json.loads(path.read_bytes())
+            problems = json.loads(read_whole(path))
         except (ValueError, RecursionError) as e:
             raise DataError(f"{path} is not a JSON array of problems: {e}") from e
+        if not isinstance(problems, list):
+            raise DataError(f"{path} is not a JSON array of problems, but a {type(problems).__name__}")
         rows, queries, answers, metadata = [], [], [], []
         refused = []
         for number, problem in enumerate(problems, 1):
@@ -81,8 +86,10 @@ class SvampProblems:
                 body = problem["Body"].strip()
                 query = f"{body if body.endswith(('.', ',', '!', '?')) else body + '.'} {problem['Question'].strip()}"
                 answer = float(problem["Answer"])
+                if not math.isfinite(answer):
+                    raise ValueError("the answer is no finite number")
                 extra = {"id": problem.get("ID"), "type": problem.get("Type"), "equation": problem.get("Equation")}
-            except (KeyError, TypeError, ValueError, AttributeError) as e:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
                 refused.append(Refusal(number, f"not a SVAMP problem ({type(e).__name__}: {e})", problem))
                 continue
             rows.append(number)

@@ -14,11 +14,12 @@ from oirl.logs.grading import Grader
 from oirl.logs.importing.base import Chunk, Refusal
 from oirl.logs.importing.coerce import coerce
 from oirl.logs.importing.keys import KeyCounter, row_keys
-from oirl.logs.text import text_id
+from oirl.logs.text import normalise, template_id, text_id
 from oirl.records import SCHEMAS
 
 _ID_OF = {"query_id": ("query",), "prompt_id": ("prompt",), "pair_id": ("query", "chosen", "rejected")}
 _MAY_BE_BLANK = frozenset({"prompt"})
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
 _CELL = ("query_id", "prompt_id", "model", "run_id")
 
 
@@ -37,7 +38,9 @@ class RowBuilder:
         self._constants = {name: self._constant(name, value) for name, value in constants.items()}
         self._grader = grader
         self._cells = KeyCounter()
+        self._numbered = KeyCounter()
         self._queries = KeyCounter()
+        self._prompts = KeyCounter()
         self._texts: dict[str, dict[str, int]] = {"query_id": {}, "prompt_id": {}}
 
     @property
@@ -48,7 +51,7 @@ class RowBuilder:
     @property
     def n_prompts(self) -> int:
         """Distinct prompts so far."""
-        return len(self._texts["prompt_id"])
+        return len(self._prompts)
 
     def build(self, chunk: Chunk) -> tuple[pa.RecordBatch, list[Refusal]]:
         """Return the rows of a chunk that fit, and the others with reasons."""
@@ -57,10 +60,10 @@ class RowBuilder:
         columns: dict[str, pa.Array] = {}
         for field in self.schema:
             columns[field.name] = self._column(field, chunk, n, bad)
-        self._default_ids(columns)
+        made = self._default_ids(columns)
         self._check_required(columns, bad)
         self._check_ranges(columns, bad)
-        self._check_ids(columns, bad)
+        self._check_ids(columns, made, bad)
         keep = _keep_mask(n, bad)
         columns = _filter(columns, keep)
         rows = np.flatnonzero(keep)
@@ -91,15 +94,20 @@ class RowBuilder:
             bad.setdefault(i, reason)
         return array
 
-    def _default_ids(self, columns: dict[str, pa.Array]) -> None:
+    def _default_ids(self, columns: dict[str, pa.Array]) -> set[str]:
+        """Fill ids that are missing; return the names of those that were all missing, and so cannot conflict."""
+        made = set()
         for name, sources in _ID_OF.items():
             if name in columns and columns[name].null_count:
-                columns[name] = pc.coalesce(columns[name], _text_ids([columns[s] for s in sources]))
+                if columns[name].null_count == len(columns[name]):
+                    made.add(name)
+                columns[name] = pc.coalesce(columns[name], _text_ids(name, [columns[s] for s in sources]))
+        return made
 
     def _check_required(self, columns: dict[str, pa.Array], bad: dict[int, str]) -> None:
-        for field in self.schema:
-            if field.nullable or field.name == "replicate":
-                continue
+        # An id that comes from a text is empty because that text is: the text is named first.
+        required = [f for f in self.schema if not f.nullable and f.name != "replicate"]
+        for field in sorted(required, key=lambda f: f.name in _ID_OF):
             column = columns[field.name]
             empty = column.is_null()
             if field.name not in _MAY_BE_BLANK:
@@ -118,27 +126,30 @@ class RowBuilder:
         for i in _indices(pc.fill_null(pc.less(columns["replicate"], 0), False)):
             bad.setdefault(i, "replicate is negative: 0, 1, … are allowed")
 
-    def _check_ids(self, columns: dict[str, pa.Array], bad: dict[int, str]) -> None:
-        """Refuse rows whose id has stood for another text; remember what each id stands for."""
+    def _check_ids(self, columns: dict[str, pa.Array], made: set[str], bad: dict[int, str]) -> None:
+        """Refuse rows whose id has stood for another text; remember what each given id stands for."""
         for name, known in self._texts.items():
-            if name not in columns:
+            if name not in columns or name in made:
                 continue
-            ids, texts = columns[name].dictionary_encode(), columns[_ID_OF[name][0]].dictionary_encode()
-            width = max(len(texts.dictionary), 1)
-            pairs = pc.fill_null(ids.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64) * width
-            pairs += pc.fill_null(texts.indices, 0).to_numpy(zero_copy_only=False)
+            source = _ID_OF[name][0]
+            # Rows refused already decide nothing.
+            good = np.flatnonzero(_keep_mask(len(columns[name]), bad))
+            ids = columns[name].take(pa.array(good)).dictionary_encode()
+            texts = columns[source].take(pa.array(good)).dictionary_encode()
+            # Ids of queries come from normalised text: another spelling is the same query.
+            shown = [normalise(t) if source == "query" else t for t in texts.dictionary.to_pylist()]
+            width = max(len(shown), 1)
+            pairs = np.asarray(ids.indices, dtype=np.int64) * width + np.asarray(texts.indices, dtype=np.int64)
             distinct, first = np.unique(pairs, return_index=True)
+            names = ids.dictionary.to_pylist()
             wrong = []
-            id_list, text_list = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
-            for pair in distinct[np.argsort(first)]:
-                if pair < 0 or not text_list:
-                    continue
-                text = text_list[pair % width]
-                if known.setdefault(id_list[pair // width], hash(text)) != hash(text):
+            for pair in distinct[np.argsort(first)].tolist():
+                text = hash(shown[pair % width])
+                if known.setdefault(names[pair // width], text) != text:
                     wrong.append(pair)
-            for i in np.flatnonzero(np.isin(pairs, wrong)) if wrong else ():
-                what = columns[name][int(i)].as_py()
-                bad.setdefault(int(i), f"{name} is {what!r}: it stood for another {_ID_OF[name][0]} in an earlier row")
+            for i in good[np.isin(pairs, wrong)].tolist() if wrong else ():
+                what = columns[name][i].as_py()
+                bad[i] = f"{name} is {what!r}: it stood for another {source} in an earlier row"
 
     def _number_replicates(self, columns: dict[str, pa.Array]) -> dict[int, str]:
         """Number repeated runs that carry no number; return the rows that repeat a number."""
@@ -147,27 +158,42 @@ class RowBuilder:
             seen = self._queries.add(keys)
             return {int(i): f"{self.schema.names[0]} repeats an earlier row" for i in np.flatnonzero(seen)}
         self._queries.add(row_keys([columns["query_id"]]))
+        self._prompts.add(row_keys([columns["prompt_id"]]))
         cell = row_keys([columns[name] for name in _CELL])
         given = columns["replicate"]
-        if given.null_count == len(given):
-            columns["replicate"] = pa.array(self._cells.add(cell), pa.int32())
-            return {}
-        missing = {i: "replicate is empty: other rows carry a number" for i in _indices(given.is_null())}
-        numbers = pc.fill_null(given, -1).to_numpy(zero_copy_only=False).astype(np.uint64)
-        seen = self._cells.add(cell * np.uint64(31) + numbers)
-        repeated = {
-            int(i): "the same query, prompt, model, run and replicate as an earlier row" for i in np.flatnonzero(seen)
-        }
-        return repeated | missing
+        missing = given.is_null().to_numpy(zero_copy_only=False)
+        numbers = pc.fill_null(given, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        refused: dict[int, str] = {}
+        if not missing.all():
+            at = np.flatnonzero(~missing)
+            seen = self._numbered.add(_numbered_keys(cell[at], numbers[at])) > 0
+            seen |= numbers[at] < self._cells.counts(cell[at])
+            reason = "the same query, prompt, model, run and replicate as an earlier row"
+            refused = {int(i): reason for i in at[seen]}
+        waiting = np.flatnonzero(missing)
+        while len(waiting):
+            numbers[waiting] = self._cells.add(cell[waiting])
+            if not len(self._numbered):
+                break
+            # A number that an earlier row carries is passed over.
+            taken = self._numbered.counts(_numbered_keys(cell[waiting], numbers[waiting])) > 0
+            waiting = waiting[taken]
+        columns["replicate"] = pa.array(numbers, pa.int32())
+        return refused
 
 
-def _text_ids(columns: list[pa.Array]) -> pa.Array:
+def _numbered_keys(cells: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    return (cells ^ (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)) * _MIX
+
+
+def _text_ids(name: str, columns: list[pa.Array]) -> pa.Array:
     if len(columns) > 1:
         joined = pc.binary_join_element_wise(*columns, "\x1f", null_handling="emit_null")
     else:
         joined = columns[0]
     encoded = joined.dictionary_encode()
-    ids = pa.array([text_id(t) for t in encoded.dictionary.to_pylist()], pa.string())
+    to_id = template_id if name == "prompt_id" else text_id
+    ids = pa.array([to_id(t) for t in encoded.dictionary.to_pylist()], pa.string())
     return ids.take(encoded.indices)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,17 +12,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.ipc as ipc
 import pyarrow.json as pjson
 
 from oirl.errors import DataError, nearest
 from oirl.logs.importing.base import Chunk, Refusal, Values
-from oirl.logs.importing.lines import Block, read_blocks
+from oirl.logs.importing.lines import Block, CheckedText, read_blocks, read_head, read_whole
 from oirl.logs.store import BATCH_ROWS, first_line, open_parquet
 from oirl.records import SCHEMAS
 
 HEAD_ROWS = 200
+_CSV_BLOCK = 1 << 24
 _ARROW_TYPES: dict[type, pa.DataType] = {bool: pa.bool_(), str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
@@ -68,16 +72,14 @@ class JsonLines:
         """Yield the objects; a block of lines that Arrow cannot read at once is read line by line."""
         schema: pa.Schema | None = None
         empty = True
+        if read_head(path).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+            yield from self._array(path, fields)
+            return
         for block in read_blocks(path):
             if schema is None:
-                if block.data.lstrip()[:1] == b"[":
-                    yield from self._array(path, fields)
-                    return
                 head = [o for o in map(_try_object, block.data.split(b"\n", HEAD_ROWS)[:HEAD_ROWS]) if o]
                 if head:
-                    keys = dict.fromkeys(k for o in head for k in o)
-                    dotted = [s for s in fields.values() if any(_dig(o, s) is not None for o in head)]
-                    check_fields(path, fields, dict.fromkeys([*keys, *dotted]), needed(fields))
+                    check_fields(path, fields, _fields_of(head, fields), needed(fields))
                     schema = _json_schema(head, fields)
             empty = empty and not block.data.strip() and not block.refused
             columns = None if schema is None or block.refused else _arrow_columns(block, schema, fields)
@@ -90,13 +92,12 @@ class JsonLines:
             raise DataError(f"{path} is empty; JSON objects, one a line, are needed")
 
     def _array(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
-        text = b"".join(block.data for block in read_blocks(path))
         try:
-            objects = json.loads(text)
+            objects = json.loads(read_whole(path))
         except (ValueError, RecursionError) as e:
             raise DataError(f"{path} begins like a JSON array, but is not one: {e}") from e
         head = [o for o in objects[:HEAD_ROWS] if isinstance(o, dict)]
-        check_fields(path, fields, dict.fromkeys(k for o in head for k in o), needed(fields))
+        check_fields(path, fields, _fields_of(head, fields), needed(fields))
         for start in range(0, len(objects), BATCH_ROWS):
             yield _object_chunk(enumerate(objects[start : start + BATCH_ROWS], start + 1), fields, [])
 
@@ -114,7 +115,7 @@ class Delimited:
     def sniff(self, path: Path, head: bytes) -> bool:
         """Accept by the end of the file's name, before .gz."""
         name = path.name.lower().removesuffix(".gz")
-        return name.endswith(self.suffixes) and b"\0" not in head
+        return bool(head) and name.endswith(self.suffixes) and b"\0" not in head
 
     def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
         """Yield the rows; one with too few or too many cells is refused."""
@@ -132,19 +133,25 @@ class Delimited:
         if repeated:
             raise DataError(f"{path}: the header names {repeated[0]!r} twice; rename one of the two")
         try:
-            reader = pcsv.open_csv(
-                pa.input_stream(str(path), compression="detect"),
-                pcsv.ReadOptions(use_threads=False, block_size=1 << 24),
-                pcsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=invalid),
-                pcsv.ConvertOptions(
-                    include_columns=wanted,
-                    column_types=dict.fromkeys(wanted, pa.string()),
-                    strings_can_be_null=True,
-                    null_values=[""],
-                    quoted_strings_can_be_null=True,
-                ),
-            )
-            yield from self._batches(reader, fields, refused)
+            with pa.input_stream(str(path), compression="detect") as stream:
+                text = CheckedText(path, stream)
+                reader = pcsv.open_csv(
+                    pa.PythonFile(text, mode="r"),
+                    pcsv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK),
+                    pcsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=invalid),
+                    pcsv.ConvertOptions(
+                        include_columns=wanted,
+                        column_types=dict.fromkeys(wanted, pa.string()),
+                        strings_can_be_null=True,
+                        null_values=[""],
+                        quoted_strings_can_be_null=True,
+                    ),
+                )
+                last: Chunk | None = None
+                for last in self._batches(reader, fields, refused):
+                    yield last
+                if last is not None and text.quote_left_open(last.columns):
+                    raise DataError(f"{path}: a quote is left open, so that the rows after it are lost; is it cut off?")
         except (pa.ArrowException, OSError) as e:
             raise DataError(f"{path} cannot be read as {self.name}: {_explain(e)}") from e
 
@@ -153,30 +160,31 @@ class Delimited:
     ) -> Iterator[Chunk]:
         row = 0
         for batch in reader:
-            # A refused row has a number of its own, the header being row 1; the others fill the gaps.
-            skipped = np.array([r.row for r in refused], dtype=np.int64)
+            # A refused row has a number of its own, the header being row 1; the others fill the gaps. Arrow reads a
+            # block ahead, so that some refused rows belong to a later batch.
+            skipped = np.sort(np.array([r.row - 1 for r in refused], dtype=np.int64))
             rows = np.arange(row + 1, row + 1 + batch.num_rows + len(skipped))
-            rows = rows[~np.isin(rows, skipped - 1)]
-            row += batch.num_rows + len(skipped)
-            given = [Refusal(r.row - 1, r.reason, r.raw) for r in refused]
-            refused.clear()
+            rows = rows[~np.isin(rows, skipped)][: batch.num_rows]
+            if len(rows):
+                row = int(rows[-1])
+            given = [Refusal(r.row - 1, r.reason, r.raw) for r in refused if r.row - 1 <= row]
+            refused[:] = [r for r in refused if r.row - 1 > row]
             columns = {c: batch.column(s) for c, s in fields.items() if s in batch.schema.names}
-            yield Chunk(columns, rows[: batch.num_rows], given)
+            if "prompt" in columns:  # CSV cannot tell an empty text from none, and an empty prompt is a prompt
+                columns["prompt"] = pc.fill_null(columns["prompt"], "")
+            yield Chunk(columns, rows, given)
         if refused:
             yield Chunk({}, np.zeros(0, dtype=np.int64), [Refusal(r.row - 1, r.reason, r.raw) for r in refused])
 
     def _header(self, path: Path) -> list[str]:
+        text = read_head(path, 1 << 20).decode("utf-8-sig", "replace")
         try:
-            reader = pcsv.open_csv(
-                pa.input_stream(str(path), compression="detect"),
-                pcsv.ReadOptions(use_threads=False, block_size=1 << 24),
-                pcsv.ParseOptions(
-                    delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
-                ),
-            )
-        except (pa.ArrowException, OSError) as e:
-            raise DataError(f"{path} cannot be read as {self.name}: {_explain(e)}") from e
-        return list(reader.schema.names)
+            header = next(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter), [])
+        except csv.Error as e:
+            raise DataError(f"{path} cannot be read as {self.name}: {e}") from e
+        if any("\ufffd" in name for name in header):
+            raise DataError(f"{path}: the header is not UTF-8; convert the file with iconv")
+        return header
 
 
 @dataclass(frozen=True)
@@ -237,15 +245,52 @@ class ArrowTable:
 
 def _batch_chunks(batches: Iterable[pa.RecordBatch], fields: Mapping[str, str]) -> Iterator[Chunk]:
     row = 1
-    for batch in batches:
-        columns = {c: batch.column(s) for c, s in fields.items() if s in batch.schema.names}
-        yield Chunk(columns, np.arange(row, row + batch.num_rows))
-        row += batch.num_rows
+    for whole in batches:
+        for start in range(0, whole.num_rows, BATCH_ROWS):
+            batch = whole.slice(start, BATCH_ROWS)
+            columns = {c: batch.column(s) for c, s in fields.items() if s in batch.schema.names}
+            rows = np.arange(row, row + batch.num_rows)
+            row += batch.num_rows
+            yield _checked(columns, rows)
+
+
+def _checked(columns: dict[str, Any], rows: np.ndarray) -> Chunk:
+    """Return a chunk without the rows whose text is not UTF-8, which Arrow and Parquet files may hold.
+
+    Raises:
+        pa.ArrowException: If a column is damaged.
+    """
+    bad = np.zeros(len(rows), dtype=bool)
+    reasons: dict[int, str] = {}
+    for name, values in columns.items():
+        values.validate()
+        try:
+            values.validate(full=True)
+        except pa.ArrowException as e:
+            if "UTF8" not in str(e):
+                raise
+            for i, value in enumerate(values.cast(pa.large_binary()).to_pylist()):
+                try:
+                    (value or b"").decode()
+                except UnicodeDecodeError:
+                    bad[i] = True
+                    reasons.setdefault(i, f"{name} is not UTF-8")
+    if not reasons:
+        return Chunk(columns, rows)
+    kept = pa.array(~bad)
+    refused = [Refusal(int(rows[i]), reason) for i, reason in sorted(reasons.items())]
+    return Chunk({n: v.filter(kept) for n, v in columns.items()}, rows[~bad], refused)
+
+
+def _fields_of(head: list[dict[str, Any]], fields: Mapping[str, str]) -> list[str]:
+    """Return the keys of objects, and the dotted paths among `fields` that lead somewhere in one of them."""
+    dotted = [s for s in fields.values() if any(_dig(o, s) is not None for o in head)]
+    return list(dict.fromkeys([*(k for o in head for k in o), *dotted]))
 
 
 def _try_object(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode())  # of bytes, json would guess UTF-16
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -258,6 +303,8 @@ def _json_schema(head: list[dict[str, Any]], fields: Mapping[str, str]) -> pa.Sc
     found = {}
     for column, source in fields.items():
         seen = {type(o[source]) for o in head if o.get(source) is not None}
+        # A number in a text column keeps its digits only if Arrow does not make a float of it.
+        seen = {str} if seen == {float} and pa.types.is_string(types[column]) else seen
         arrow = _ARROW_TYPES.get(seen.pop()) if len(seen) == 1 else None
         found[source] = arrow or types[column]
         if pa.types.is_timestamp(found[source]):
@@ -266,6 +313,9 @@ def _json_schema(head: list[dict[str, Any]], fields: Mapping[str, str]) -> pa.Sc
 
 
 def _arrow_columns(block: Block, schema: pa.Schema, fields: Mapping[str, str]) -> dict[str, Values] | None:
+    # pyarrow takes null for a row, and a block that begins with null ends the process.
+    if b"\nnull" in block.data or block.data.lstrip()[:4] == b"null":
+        return None
     try:
         table = pjson.read_json(
             pa.BufferReader(block.data),
@@ -291,7 +341,7 @@ def _parse_lines(block: Block) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
+            yield number, json.loads(line.decode())
         except (ValueError, RecursionError) as e:
             text = line[:2000].decode("utf-8", "replace")
             kind = "not UTF-8" if isinstance(e, UnicodeDecodeError) else f"not JSON ({e})"
