@@ -95,7 +95,8 @@ def test_nothing_can_load_code_from_data(path: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec"}, path
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-            assert isinstance(node.value, ast.Constant) and node.value.value is False, path
+            assert isinstance(node.value, ast.Constant), path
+            assert node.value.value is False, path
 
 
 def _loaded_by(code: str) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 import oirl
-from oirl.errors import ConfigError, WriteError, OirlError
+from oirl.errors import ConfigError, OirlError, WriteError
 from oirl.logs import atomic
 from oirl.logs.atomic import atomic_file, atomic_folder
 

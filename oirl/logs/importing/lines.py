@@ -26,17 +26,14 @@ class Block:
     Attributes:
         data: The lines with their line breaks.
         first_line: Number of the first of them, counted from 1.
+        line_count: Number of lines, the last one counted though it has no line break.
         refused: Lines too long to be read, which are not in `data`.
     """
 
     data: bytes
     first_line: int
+    line_count: int
     refused: list[Refusal] = field(default_factory=list)
-
-    @property
-    def line_count(self) -> int:
-        """Number of lines, the last one counted though it has no line break."""
-        return self.data.count(b"\n") + (bool(self.data) and not self.data.endswith(b"\n"))
 
 
 class CheckedText(io.RawIOBase):
@@ -128,10 +125,10 @@ def read_blocks(path: Path) -> Iterator[Block]:
                     data = _skip_line(stream)
                     line += 1
                     rest = data
-                    yield Block(b"", line, [refusal])
+                    yield Block(b"", line, 0, [refusal])
                     continue
                 if cut:
-                    block = Block(rest + data[:cut], line)
+                    block = Block(rest + data[:cut], line, data.count(b"\n"))
                     line += block.line_count
                     rest = data[cut:]
                     yield block
@@ -140,7 +137,7 @@ def read_blocks(path: Path) -> Iterator[Block]:
     except (pa.ArrowException, OSError, EOFError) as e:
         raise DataError(f"{path} cannot be read to its end: {first_line(e)}; is it truncated?") from e
     if rest:
-        yield Block(rest, line)
+        yield Block(rest, line, 1)
 
 
 def _skip_line(stream: pa.NativeFile) -> bytes:
