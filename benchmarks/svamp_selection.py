@@ -1,7 +1,7 @@
 """What choosing the prompt per query gains on SVAMP, by how the folds are cut. Prints JSON.
 
 Ten folds; in each, everything (model, strengths, margin, gate, best single prompt) is learned from the other nine.
-Three ways to cut the folds:
+Intervals are clustered by groups of near duplicates, whichever way the folds are cut. Three ways to cut them:
 
 * by_query: queries that differ in numbers only stay together (the protocol of the earlier measurements);
 * by_group: near duplicates stay together too, as `oirl split` does: the strictest;
@@ -47,7 +47,12 @@ def fold_of_rows(log: pa.Table, protocol: str, folds: int, seed: int) -> np.ndar
 
 
 def held_out_gains(log: pa.Table, fold: np.ndarray) -> dict[str, np.ndarray]:
-    """Return per held-out query the gain of each policy over the best single prompt of the training folds."""
+    """Return per held-out query the gain of each policy over the best single prompt of the training folds.
+
+    The entry "group" holds the group of near duplicates of each query, by which intervals are clustered.
+    """
+    keys, texts, _ = distinct_queries(log)
+    group_of = dict(zip(keys, group_queries(texts).labels, strict=True))
     gains: dict[str, list[np.ndarray]] = {}
     for f in np.unique(fold):
         selector = oirl.PromptSelector().fit(log.filter(pa.array(fold != f)))
@@ -68,6 +73,8 @@ def held_out_gains(log: pa.Table, fold: np.ndarray) -> dict[str, np.ndarray]:
         for name, choice in chosen.items():
             gains.setdefault(name, []).append(rates[at, choice] - rates[:, best])
         gains.setdefault("best_prompt_value", []).append(rates[:, best])
+        ids = [q for q, keep in zip(cells.query_ids, full, strict=True) if keep]
+        gains.setdefault("group", []).append(np.array([group_of[q] for q in ids]))
         gains.setdefault("gate_open", []).append(np.array([float(deployed)]))
         gains.setdefault("switched", []).append((chosen["selector"] != best).astype(float))
     return {name: np.concatenate(parts) for name, parts in gains.items()}
@@ -99,13 +106,13 @@ def main() -> None:
         begin = time.perf_counter()
         runs = [held_out_gains(log, fold_of_rows(log, protocol, arguments.folds, s)) for s in range(arguments.seeds)]
         figures: dict[str, object] = {}
-        for name in runs[0]:
+        for name in [n for n in runs[0] if n != "group"]:
             values = [run[name] for run in runs]
             summary: dict[str, object] = {"mean": float(np.mean([v.mean() for v in values]))}
             if name not in {"gate_open", "switched"}:
                 ends = [
-                    percentile_interval(bootstrap_means(v[:, None], np.random.default_rng(s)))
-                    for s, v in enumerate(values)
+                    percentile_interval(bootstrap_means(v[:, None], np.random.default_rng(s), 2000, run["group"]))
+                    for s, (v, run) in enumerate(zip(values, runs, strict=True))
                 ]
                 summary["by_seed"] = [
                     {"mean": float(v.mean()), "ci_low": float(low[0]), "ci_high": float(high[0])}

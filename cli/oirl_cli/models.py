@@ -160,6 +160,7 @@ def print_evaluation(document: dict[str, Any]) -> None:
         ],
     )
     print(f"reward model: {describe_metrics(document['model'])}")
+    print(f"prompt means alone: {describe_metrics(document['null_model'])}")
     print_table(
         ["policy", "success", "95% interval", "gain (points)", "95% interval "],
         [

@@ -14,11 +14,14 @@ from oirl.evaluation.intervals import bootstrap_means, percentile_interval
 from oirl.evaluation.policies import held_out_ceiling, one_draw_oracle, replay
 from oirl.evaluation.success import prompt_success, success_interval
 from oirl.logs.cells import Cells, make_cells
-from oirl.logs.splits import find_leaks, test_rows
-from oirl.rewards.prompts import PromptRewardModel
+from oirl.logs.splits import find_leaks, group_queries, test_rows
+from oirl.logs.store import conform_table
+from oirl.rewards.prompts import COLUMNS, PromptRewardModel, check_seed
 
+POLICIES = ("best_prompt", "selector", "deployed", "knn", "random")
 _METHOD = (
-    "lower bound: each query's prompt chosen by its runs but one and the model's estimate, scored on the run left out"
+    "at least this: each query's prompt chosen by its runs but one and the model's estimate, scored on the run left "
+    "out, or what a policy above reaches"
 )
 
 
@@ -49,6 +52,7 @@ class Evaluation:
         n_queries: Distinct queries among them.
         n_prompts: Distinct prompts among them.
         model: Metrics of the reward model, over rows.
+        null_model: The same metrics of predicting each prompt's success in the training log for every query.
         prompts: Success of each prompt with its interval.
         policies: Name -> value and gain over `best_prompt`, both with 95% intervals, and the estimator.
         ceiling: What the best choice per query could reach.
@@ -60,6 +64,7 @@ class Evaluation:
     n_queries: int
     n_prompts: int
     model: dict[str, float | None]
+    null_model: dict[str, float | None]
     prompts: list[dict[str, Any]]
     policies: dict[str, dict[str, Any]]
     ceiling: dict[str, Any]
@@ -75,7 +80,8 @@ def evaluate(selector: Selector, log: pa.Table, *, seed: int = 0, draws: int = 2
     """Evaluate a fitted selector and its reward model on a log.
 
     Rows that the log marks "test" are used where it marks any. Values of policies are replayed: exact on queries that
-    were run under every prompt of the model. Intervals come from a bootstrap over queries, paired for gains.
+    were run under every prompt of the model. Intervals come from a bootstrap over queries, near duplicates taken
+    together, paired for gains.
 
     Args:
         selector: A fitted or loaded `oirl.PromptSelector`.
@@ -84,12 +90,15 @@ def evaluate(selector: Selector, log: pa.Table, *, seed: int = 0, draws: int = 2
         draws: Number of bootstrap resamples.
 
     Raises:
-        DataError: If the log has no verdicts, or none under a prompt of the model.
+        DataError: If the log has no verdicts, or none under a prompt of the model, or an id stands for another prompt.
+        ConfigError: If the seed is negative.
     """
     model = selector.model_
+    check_seed(seed)
     rng = np.random.default_rng(seed)
-    rows = test_rows(log)
-    everything = make_cells(rows)
+    log = conform_table(log, COLUMNS)
+    everything = make_cells(test_rows(log))
+    _check_prompts(everything, model)
     cells = everything.of_prompts(model.prompt_ids_)
     if not len(cells.runs):
         raise DataError(
@@ -97,15 +106,23 @@ def evaluate(selector: Selector, log: pa.Table, *, seed: int = 0, draws: int = 2
             f"prompts there: {', '.join(everything.prompt_ids[:8])}"
         )
     scores = model.predict_proba(cells.queries)
-    warnings = _data_warnings(log, everything, cells, model)
-    policies, ceiling = _policies(selector, cells, scores, rng, draws, warnings)
+    groups = group_queries(cells.queries)
+    warnings, seen = _data_warnings(log, everything, cells, model)
+    if groups.templated:
+        warnings.append(
+            f"{groups.templated:,} of {len(cells.queries):,} queries follow one template; the intervals take them for "
+            "independent and speak of new fillings of that template only"
+        )
+    replayed = _Replay(selector, cells, scores, groups.labels, rng, draws, seen)
+    policies, ceiling = replayed.policies(warnings)
     present = len(np.unique(cells.prompt_index))
     return Evaluation(
         n_rows=int(cells.runs.sum()),
         n_queries=len(cells.queries),
         n_prompts=present,
         model=model_metrics(scores[cells.query_index, cells.prompt_index], cells, model.train_.rates),
-        prompts=[s.to_dict() for s in prompt_success(cells, rng, draws)],
+        null_model=model_metrics(model.train_.rates[cells.prompt_index], cells, model.train_.rates),
+        prompts=[s.to_dict() for s in prompt_success(cells, rng, draws, groups.labels)],
         policies=policies,
         ceiling=ceiling,
         deploy={"policy": selector.deployment_.policy, "reason": selector.deployment_.reason},
@@ -136,71 +153,98 @@ def model_metrics(probability: np.ndarray, cells: Cells, train_rates: np.ndarray
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-def _policies(
-    selector: Selector,
-    cells: Cells,
-    scores: np.ndarray,
-    rng: np.random.Generator,
-    draws: int,
-    warnings: list[str],
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    runs, successes = cells.matrices()
-    full = np.all(runs > 0, axis=1)
-    if not full.all():
-        warnings.append(
-            f"policies are valued on the {int(full.sum()):,} of {len(full):,} queries that were run under all "
-            f"{runs.shape[1]} prompts of the model; the others may differ from these"
-        )
-    model = selector.model_
-    best = model.train_.best
-    names = ("best_prompt", "selector", "knn", "random")
-    if not full.any():
-        none = {"value": None, "ci_low": None, "ci_high": None, "gain": None, "gain_ci_low": None}
-        unknown = none | {"gain_ci_high": None, "estimator": "none: no query was run under every prompt"}
-        ceiling = {"value": None, "method": unknown["estimator"], "one_draw_oracle": None}
-        return {name: dict(unknown) for name in names}, ceiling
-    runs, successes, scores = runs[full], successes[full], scores[full]
-    rates = successes / runs
-    queries = [q for q, keep in zip(cells.queries, full, strict=True) if keep]
-    chosen = {
-        "best_prompt": np.full(len(rates), best),
-        "selector": selector.choose(scores),
-        "knn": model.knn_.predict(queries).argmax(axis=1),
-    }
-    values = {name: replay(rates, choice) for name, choice in chosen.items()}
-    values["random"] = rates.mean(axis=1)
-    policies = {name: _value(values[name], values["best_prompt"], rng, draws) for name in names}
-    policies["best_prompt"]["prompt_id"] = model.prompt_ids_[best]
-    policies["selector"]["switched"] = float((chosen["selector"] != best).mean())
-    return policies, _ceiling(runs, successes, scores, rng)
+@dataclass(slots=True)
+class _Replay:
+    """Policies on the queries of a log that were run under every prompt of the model."""
+
+    selector: Selector
+    cells: Cells
+    scores: np.ndarray
+    groups: np.ndarray
+    rng: np.random.Generator
+    draws: int
+    seen: bool
+
+    def policies(self, warnings: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """Return the values of the policies and the ceiling; add a warning where queries had to be left out."""
+        runs, successes = self.cells.matrices()
+        full = np.all(runs > 0, axis=1)
+        if not full.all():
+            warnings.append(
+                f"policies are valued on the {int(full.sum()):,} of {len(full):,} queries that were run under all "
+                f"{runs.shape[1]} prompts of the model; the others may differ from these"
+            )
+        if not full.any():
+            return self._unknown()
+        runs, successes, scores, groups = runs[full], successes[full], self.scores[full], self.groups[full]
+        rates = successes / runs
+        model, deployment = self.selector.model_, self.selector.deployment_
+        best = model.train_.best
+        queries = [q for q, keep in zip(self.cells.queries, full, strict=True) if keep]
+        chosen = {
+            "best_prompt": np.full(len(rates), best),
+            "selector": self.selector.choose(scores),
+            "knn": model.knn_.predict(queries).argmax(axis=1),
+        }
+        values = {name: replay(rates, choice) for name, choice in chosen.items()}
+        values["random"] = rates.mean(axis=1)
+        values["deployed"] = values["selector" if deployment.policy == "selector" else "best_prompt"]
+        found = {name: self._value(values[name], values["best_prompt"], groups) for name in POLICIES}
+        found["best_prompt"]["prompt_id"] = model.prompt_ids_[best]
+        found["selector"]["switched"] = float((chosen["selector"] != best).mean())
+        reached = max(found["best_prompt"]["value"], found["selector"]["value"])
+        return found, self._ceiling(runs, successes, scores, reached)
+
+    def _unknown(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        why = "none: no query was run under every prompt"
+        keys = ("value", "ci_low", "ci_high", "gain", "gain_ci_low", "gain_ci_high")
+        unknown = {name: dict.fromkeys(keys) | {"estimator": why} for name in POLICIES}
+        return unknown, {"value": None, "method": why, "one_draw_oracle": None}
+
+    def _value(self, values: np.ndarray, base: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+        mean, low, high = success_interval(values, self.rng, self.draws, groups)
+        gains = values - base
+        gain_low, gain_high = percentile_interval(bootstrap_means(gains[:, None], self.rng, self.draws, groups))
+        return {
+            "value": mean,
+            "ci_low": low,
+            "ci_high": high,
+            "gain": float(gains.mean()),
+            "gain_ci_low": float(gain_low[0]),
+            "gain_ci_high": float(gain_high[0]),
+            "estimator": "replay",
+        }
+
+    def _ceiling(self, runs: np.ndarray, successes: np.ndarray, scores: np.ndarray, reached: float) -> dict[str, Any]:
+        oracle = one_draw_oracle(runs, successes)
+        repeated = np.all(runs > 1, axis=1)
+        if not repeated.any():
+            method = "not known: no query was run twice under every prompt, so luck and merit cannot be told apart"
+            return {"value": None, "method": method, "one_draw_oracle": oracle}
+        # An estimate by a model that has seen these runs would bring their luck back in.
+        rates = self.selector.model_.train_.rates
+        estimate = np.broadcast_to(rates, scores.shape) if self.seen else scores
+        value = held_out_ceiling(runs[repeated], successes[repeated], estimate[repeated], self.rng)
+        return {
+            "value": max(value, reached),
+            "method": _METHOD,
+            "n_queries": int(repeated.sum()),
+            "one_draw_oracle": oracle,
+        }
 
 
-def _value(values: np.ndarray, base: np.ndarray, rng: np.random.Generator, draws: int) -> dict[str, Any]:
-    mean, low, high = success_interval(values, rng, draws)
-    gains = values - base
-    gain_low, gain_high = percentile_interval(bootstrap_means(gains[:, None], rng, draws))
-    return {
-        "value": mean,
-        "ci_low": low,
-        "ci_high": high,
-        "gain": float(gains.mean()),
-        "gain_ci_low": float(gain_low[0]),
-        "gain_ci_high": float(gain_high[0]),
-        "estimator": "replay",
-    }
+def _check_prompts(everything: Cells, model: PromptRewardModel) -> None:
+    known = dict(zip(model.prompt_ids_, model.prompts_, strict=True))
+    for name, text in zip(everything.prompt_ids, everything.prompts, strict=True):
+        if known.get(name, text) != text:
+            raise DataError(
+                f"the prompt {name!r} of the log has another text than the prompt of that id in the model; give the "
+                "new template an id of its own"
+            )
 
 
-def _ceiling(runs: np.ndarray, successes: np.ndarray, scores: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-    oracle = one_draw_oracle(runs, successes)
-    repeated = (runs > 1).all(axis=1)
-    if not repeated.any():
-        method = "not known: no query was run twice under every prompt, so luck and merit cannot be told apart"
-        return {"value": None, "method": method, "one_draw_oracle": oracle}
-    value = held_out_ceiling(runs[repeated], successes[repeated], scores[repeated], rng)
-    return {"value": value, "method": _METHOD, "n_queries": int(repeated.sum()), "one_draw_oracle": oracle}
-
-
-def _data_warnings(log: pa.Table, everything: Cells, cells: Cells, model: PromptRewardModel) -> list[str]:
+def _data_warnings(log: pa.Table, everything: Cells, cells: Cells, model: PromptRewardModel) -> tuple[list[str], bool]:
+    """Return what limits the figures, and whether the model has seen some of these queries."""
     found = []
     leaks = find_leaks(log).warning()
     if leaks:
@@ -214,4 +258,4 @@ def _data_warnings(log: pa.Table, everything: Cells, cells: Cells, model: Prompt
     unknown = len(everything.prompt_ids) - len(np.unique(cells.prompt_index))
     if unknown:
         found.append(f"{unknown} prompts of the log are unknown to the model and were left out")
-    return found
+    return found, exact + near > 0

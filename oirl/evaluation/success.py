@@ -36,13 +36,16 @@ class PromptSuccess:
         return asdict(self)
 
 
-def prompt_success(cells: Cells, rng: np.random.Generator, draws: int = 2000) -> list[PromptSuccess]:
+def prompt_success(
+    cells: Cells, rng: np.random.Generator, draws: int = 2000, clusters: np.ndarray | None = None
+) -> list[PromptSuccess]:
     """Return the success of each prompt, best first.
 
     Args:
         cells: Graded runs; prompts need not have been run on all queries.
         rng: Source of chance for the bootstrap.
         draws: Number of bootstrap resamples.
+        clusters: Cluster of each query, int (Q,); each query its own when None.
     """
     found = []
     for p, name in enumerate(cells.prompt_ids):
@@ -50,22 +53,25 @@ def prompt_success(cells: Cells, rng: np.random.Generator, draws: int = 2000) ->
         if not mine.any():
             continue
         rates = cells.rate[mine]
-        mean, low, high = success_interval(rates, rng, draws)
+        own = None if clusters is None else clusters[cells.query_index[mine]]
+        mean, low, high = success_interval(rates, rng, draws, own)
         found.append(PromptSuccess(name, int(cells.runs[mine].sum()), len(rates), mean, low, high))
     return sorted(found, key=lambda s: -s.success)
 
 
-def success_interval(rates: np.ndarray, rng: np.random.Generator, draws: int = 2000) -> tuple[float, float, float]:
+def success_interval(
+    rates: np.ndarray, rng: np.random.Generator, draws: int = 2000, clusters: np.ndarray | None = None
+) -> tuple[float, float, float]:
     """Return (mean, low, high) of success rates, one per query, float (n,) in [0, 1]: a 95% interval.
 
     A bootstrap of rates that are all alike has no width and would claim certainty; there the interval is Wilson's
-    (1927), with the queries as tries.
+    (1927), with the clusters as tries.
     """
     mean = float(rates.mean())
     if np.ptp(rates) == 0:
-        low, high = _wilson(mean, len(rates))
+        low, high = _wilson(mean, len(rates) if clusters is None else len(np.unique(clusters)))
         return mean, low, high
-    ends = percentile_interval(bootstrap_means(rates[:, None], rng, draws))
+    ends = percentile_interval(bootstrap_means(rates[:, None], rng, draws, clusters))
     return mean, float(ends[0][0]), float(ends[1][0])
 
 

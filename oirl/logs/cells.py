@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from oirl.errors import DataError
+from oirl.logs.text import normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +137,13 @@ def _texts(log: pa.Table, id_column: str, text_column: str) -> tuple[list[str], 
     first = np.unique(index, return_index=True)[1]
     text_of = text_index[first]
     unlike = np.flatnonzero(text_of[index] != text_index)
-    # Different casing or spacing of one query is still one query; ids come from the normalised text.
-    if id_column == "prompt_id" and len(unlike):
-        name = ids.dictionary[int(index[unlike[0]])].as_py()
+    names, all_texts = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
+    for i in unlike:
+        name, first_text, text = names[index[i]], all_texts[text_of[index[i]]], all_texts[text_index[i]]
+        # Another casing or spacing of a query is still that query; in a prompt it matters.
+        if id_column == "query_id" and normalise(first_text) == normalise(text):
+            continue
         raise DataError(
             f"{id_column} {name!r} stands for several texts in column {text_column!r}; give each text an id of its own"
         )
-    names, all_texts = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
     return names, [all_texts[i] for i in text_of], index

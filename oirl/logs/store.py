@@ -220,6 +220,12 @@ def conform(batch: pa.RecordBatch, where: str, schema: pa.Schema = INTERACTION_S
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
+def conform_table(table: pa.Table, columns: Sequence[str], where: str = "the table") -> pa.Table:
+    """Return some columns of a table of interactions in the types of the schema; see `conform` for errors."""
+    schema = _select(INTERACTION_SCHEMA, columns)
+    return pa.Table.from_batches([conform(batch, where, schema) for batch in table.to_batches()], schema)
+
+
 def _check_zero_one(column: pa.Array) -> None:
     known = column.drop_null()
     if len(known) and not pc.all(pc.is_in(known, pa.array([0, 1], column.type))).as_py():

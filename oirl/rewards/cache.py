@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -37,7 +38,11 @@ def cached_rows(key: str | None, texts: Sequence[str], compute: Callable[[list[s
     if key is None:
         vectors = dict(zip(distinct, compute(distinct), strict=True)) if distinct else {}
     else:
-        vectors = _through_disk(key, distinct, compute)
+        try:
+            vectors = _through_disk(key, distinct, compute)
+        except (sqlite3.Error, OSError) as e:
+            logging.getLogger(__name__).warning("the cache in %s cannot be used: %s", cache_folder(), e)
+            vectors = dict(zip(distinct, compute(distinct), strict=True)) if distinct else {}
     if not texts:
         return np.zeros((0, 0), dtype=np.float32)
     return np.stack([vectors[t] for t in texts]).astype(np.float32, copy=False)

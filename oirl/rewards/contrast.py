@@ -71,7 +71,8 @@ class ContrastScorer:
 
         held_out = np.empty_like(rates)
         for inside in folds:
-            # The fold's own outcomes have no say in which α its contrasts are taken from, nor in a, b and c.
+            # Which α and which a, b, c serve a fold is decided on the other folds' outcomes. (The other folds' own
+            # contrasts were fitted to this fold among others: no outcome is ever predicted by a fit to itself.)
             j = int(error[~inside].sum(axis=0).argmin())
             weights = fit_stack(ease[~inside], contrast_grid[~inside, j], runs[~inside], successes[~inside])
             held_out[inside] = apply_stack(ease[inside], contrast_grid[inside, j], weights)

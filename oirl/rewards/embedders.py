@@ -6,7 +6,9 @@ An embedder works in two steps. `prepare` is the costly one and learns nothing, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -15,7 +17,7 @@ import scipy.sparse as sp
 from oirl.errors import ConfigError, ModelFileError, require
 from oirl.registry import load_attribute, names, resolve
 from oirl.rewards.cache import cached_rows
-from oirl.rewards.features import Grams, char_grams, parse, word_grams
+from oirl.rewards.features import N_COUNTS, Grams, char_grams, parse, word_grams
 
 Matrix: TypeAlias = "np.ndarray | sp.csr_matrix"
 DEFAULT_SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -111,8 +113,7 @@ class TfidfEmbedder:
                 blocks[block] = word_grams([p.last for p in parsed])
             else:
                 blocks[block] = char_grams([p.tokens for p in parsed])
-        width = len(parsed[0].counts) if parsed else 0
-        return TextFeatures(blocks, np.array([p.counts for p in parsed]).reshape(len(parsed), width))
+        return TextFeatures(blocks, np.array([p.counts for p in parsed]).reshape(len(parsed), N_COUNTS))
 
     def fit(self, prepared: TextFeatures) -> TfidfEmbedder:
         """Learn vocabularies, their weights, and the scale of the counts."""
@@ -213,6 +214,8 @@ class DenseEmbedder:
         Raises:
             ConfigError: If the function does not return one finite vector per text.
         """
+        if not texts:
+            return DenseRows(np.zeros((0, len(self._probe())), dtype=np.float32))
         return DenseRows(cached_rows(self._cache_key, texts, self._compute))
 
     def fit(self, prepared: DenseRows) -> DenseEmbedder:
@@ -225,7 +228,7 @@ class DenseEmbedder:
 
     def describe(self) -> dict[str, Any]:
         """Return the name and the first numbers of a probe's vector, by which a later load is checked."""
-        probe = self.prepare([_PROBE]).matrix[0]
+        probe = self._probe()
         return {"name": self.name, "dimension": len(probe), "probe": [float(v) for v in probe[:8]]}
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -234,7 +237,7 @@ class DenseEmbedder:
 
     def check(self, description: Mapping[str, Any]) -> None:
         """Raise `ModelFileError` unless this embedder gives the vectors that the manifest describes."""
-        probe = self.prepare([_PROBE]).matrix[0]
+        probe = self._probe()
         same = len(probe) == description["dimension"] and np.allclose(
             probe[: len(description["probe"])], description["probe"], atol=1e-3
         )
@@ -244,8 +247,15 @@ class DenseEmbedder:
                 f"({description['name']!r}); name the same model, in the same version"
             )
 
+    def _probe(self) -> np.ndarray:
+        # Never from the cache, which may hold vectors of a model that stood under this name before.
+        return self._compute([_PROBE])[0]
+
     def _compute(self, texts: list[str]) -> np.ndarray:
-        vectors = np.asarray(self._function(texts), dtype=np.float32)
+        try:
+            vectors = np.asarray(self._function(texts), dtype=np.float32)
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"the embedder {self.name!r} does not turn a list of texts into an array: {e}") from e
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ConfigError(
                 f"the embedder {self.name!r} returned an array of shape {vectors.shape} for {len(texts)} texts; "
@@ -267,7 +277,8 @@ class SentenceEmbedder(DenseEmbedder):
         require("sentence_transformers", "embed", "the embedder 'sentence-transformers'")
         self._model_name = model
         self._model: Any = None
-        super().__init__(self._encode, f"sentence-transformers:{model}", f"sentence-transformers-{model}")
+        key = f"sentence-transformers-{model}-{_folder_state(Path(model))}"
+        super().__init__(self._encode, f"sentence-transformers:{model}", key)
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         if self._model is None:
@@ -283,20 +294,40 @@ class SentenceEmbedder(DenseEmbedder):
         return self._model.encode(texts, batch_size=64, show_progress_bar=False, normalize_embeddings=True)
 
 
+def _folder_state(folder: Path) -> str:
+    """Return a mark of a local folder's files, so that vectors of an earlier content are not taken for its own."""
+    if not folder.is_dir():
+        return ""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return ",".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files)
+
+
 def make_embedder(spec: str | Callable[[list[str]], Any] | Embedder) -> Any:
-    """Return the embedder for a name, `name:model`, `package.module:function`, a callable or an embedder.
+    """Return an embedder for a name, `name:model`, `package.module:function`, a callable or an embedder.
+
+    An embedder that is given is copied before it learns anything, so that two models can be given the same one.
 
     Raises:
         UnknownNameError: If the name is not registered.
+        ConfigError: If what is named or given is no embedder.
     """
     if not isinstance(spec, str):
-        return spec if hasattr(spec, "prepare") else DenseEmbedder(spec)
+        if hasattr(spec, "prepare"):
+            return spec if isinstance(spec, DenseEmbedder) else copy.deepcopy(spec)
+        if not callable(spec):
+            raise ConfigError(f"the embedder is a {type(spec).__name__}; a name, a function or an embedder is needed")
+        return DenseEmbedder(spec)
     name, _, argument = spec.partition(":")
+    if name == TfidfEmbedder.name and argument:
+        raise ConfigError(f"--embedder {spec}: tfidf takes no model; write tfidf")
     if name in names("embedders"):
         factory = resolve("embedders", name)
         return factory(argument) if argument else factory()
     if ":" in spec:
-        return DenseEmbedder(load_attribute(spec), spec)
+        function = load_attribute(spec)
+        if not callable(function):
+            raise ConfigError(f"the embedder {spec} is a {type(function).__name__}, not a function of texts")
+        return DenseEmbedder(function, spec)
     return resolve("embedders", spec)()
 
 
@@ -311,7 +342,7 @@ def restore_embedder(description: Mapping[str, Any], arrays: Mapping[str, np.nda
     Raises:
         ModelFileError: If the embedder has to be given and is not, or is another one.
     """
-    name = description["name"]
+    name = str(description["name"])
     if name == TfidfEmbedder.name:
         if given is not None and given != TfidfEmbedder.name:
             raise ModelFileError(f"the model was trained with the embedder 'tfidf', not {given!r}; leave it out")
@@ -322,5 +353,10 @@ def restore_embedder(description: Mapping[str, Any], arrays: Mapping[str, np.nda
             "embedder=… (in Python) or --embedder package.module:function"
         )
     embedder = make_embedder(name if given is None else given)
-    embedder.check(description)
+    if isinstance(embedder, DenseEmbedder):
+        embedder.check(description)
+    elif embedder.describe() != dict(description):
+        raise ModelFileError(f"the embedder given is not the one that the model was trained with ({name!r})")
+    elif hasattr(embedder, "restore"):
+        embedder.restore(arrays)
     return embedder

@@ -25,6 +25,8 @@ CUES = tuple(
     "double percent % $ many much if then after before and or of day days week month year hour hours minutes average "
     "first rest only same both another spend cost sold gave buy bought older equal ratio / ? how".split()
 )
+N_COUNTS = 24 + len(CUES)
+"""Countable features of a text."""
 _CUE_POSITION = {cue: i for i, cue in enumerate(CUES)}
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _BIG = 1e12
@@ -91,8 +93,10 @@ def parse(text: str) -> Parsed:
             ends += 1
             last = sentence if len(sentence) > 1 else last
             sentence = []
-            if token != "?":
-                continue
+            if token == "?":
+                tokens.append(token)
+                letters += 1
+            continue
         letters += len(token)
         tokens.append(token)
         sentence.append(token)

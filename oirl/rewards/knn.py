@@ -67,5 +67,8 @@ class NearestNeighbours:
         self._embedder = TfidfEmbedder(blocks=("words",)).restore(state)
         shape = (len(state["indptr"]) - 1, len(state["words_hashes"]))
         self._vectors = sp.csr_matrix((state["data"], state["indices"], state["indptr"]), shape=shape)
+        self._vectors.check_format(full_check=True)
         self._runs, self._successes = state["runs"], state["successes"]
+        if self._runs.shape != self._successes.shape or len(self._runs) != shape[0]:
+            raise ValueError("the neighbours' runs do not match their vectors")
         return self

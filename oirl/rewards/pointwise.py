@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from oirl.errors import require
+from oirl.errors import ConfigError, require
 from oirl.logs.cells import Cells
 from oirl.rewards.embedders import Matrix
 
@@ -96,6 +96,7 @@ class LogisticScorer(PointwiseScorer):
     name = "logistic"
 
     def __init__(self, C: float = 1.0) -> None:
+        _check_above_zero(self.name, C=C)
         super().__init__(C=C)
 
     def _fit_rows(self, rows: Matrix, runs: np.ndarray, successes: np.ndarray, seed: int) -> None:
@@ -148,6 +149,9 @@ class XGBoostScorer(PointwiseScorer):
         min_child_weight: float = 10.0,
     ) -> None:
         require("xgboost", "xgboost", "the reward model 'xgboost'")
+        _check_above_zero(
+            self.name, max_depth=max_depth, eta=eta, rounds=rounds, subsample=subsample, colsample=colsample
+        )
         super().__init__(
             max_depth=max_depth,
             eta=eta,
@@ -169,7 +173,7 @@ class XGBoostScorer(PointwiseScorer):
             "colsample_bytree": p["colsample"],
             "min_child_weight": p["min_child_weight"],
             "tree_method": "hist",
-            "seed": seed,
+            "seed": seed % 2**31,
         }
         # Labels may be shares: k/n with weight n has the same cross-entropy as n rows.
         data = xgboost.DMatrix(rows, label=successes / runs, weight=runs)
@@ -213,12 +217,13 @@ class MLPScorer(PointwiseScorer):
     Args:
         hidden: Width of the hidden layer.
         alpha: Strength of the L2 penalty.
-        epochs: Passes over the rows at most; it stops early on rows held out from the training ones.
+        epochs: Passes over the rows at most; with enough rows of both outcomes, it stops early on held-out ones.
     """
 
     name = "mlp"
 
-    def __init__(self, hidden: int = 64, alpha: float = 1e-3, epochs: int = 30) -> None:
+    def __init__(self, hidden: int = 64, alpha: float = 1e-3, epochs: int = 100) -> None:
+        _check_above_zero(self.name, hidden=hidden, alpha=alpha, epochs=epochs)
         super().__init__(hidden=hidden, alpha=alpha, epochs=epochs)
 
     def _fit_rows(self, rows: Matrix, runs: np.ndarray, successes: np.ndarray, seed: int) -> None:
@@ -230,14 +235,15 @@ class MLPScorer(PointwiseScorer):
         if len(np.unique(y)) < 2:
             y = np.r_[y, 1 - y[:1]]
             repeated = _stack(repeated, repeated[:1])
+        rarer = min(np.bincount(y, minlength=2))
         model = MLPClassifier(
             (p["hidden"],),
             alpha=p["alpha"],
             max_iter=p["epochs"],
-            batch_size=min(256, len(y)),
-            early_stopping=len(y) >= 100,
-            n_iter_no_change=3,
-            random_state=seed,
+            batch_size=max(1, min(64, len(y) // 10)),
+            early_stopping=bool(rarer >= 100),
+            n_iter_no_change=10,
+            random_state=seed % 2**32,
         )
         import warnings
 
@@ -257,6 +263,12 @@ class MLPScorer(PointwiseScorer):
 
     def _restore_rows(self, state: Mapping[str, np.ndarray]) -> None:
         self._layers = [state[f"layer_{i}"] for i in range(4)]
+
+
+def _check_above_zero(name: str, **parameters: Any) -> None:
+    for parameter, value in parameters.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+            raise ConfigError(f"{parameter}={value!r} of the prompt model {name!r}: a number above 0 is needed")
 
 
 def _beside(left: Matrix, right: Matrix) -> Matrix:

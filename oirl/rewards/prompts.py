@@ -13,9 +13,9 @@ import pyarrow as pa
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, UnknownNameError
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.splits import assign_folds, group_queries
-from oirl.logs.store import table_fingerprint
+from oirl.logs.store import conform_table, first_line, table_fingerprint
 from oirl.logs.text import masked_hash, normalise, text_hash
-from oirl.registry import KINDS, resolve
+from oirl.registry import names, resolve
 from oirl.rewards.calibration import apply_platt, fit_platt
 from oirl.rewards.embedders import Matrix, TfidfEmbedder, make_embedder, restore_embedder
 from oirl.rewards.knn import NearestNeighbours
@@ -23,6 +23,12 @@ from oirl.rewards.saving import Manifest, read_arrays, read_manifest, save_folde
 
 COLUMNS = ("query_id", "query", "prompt_id", "prompt", "correct", "split")
 """The columns of a log that reward models of prompts and their evaluation read."""
+
+
+SPARSE_SHARE = 0.1
+"""Share of the most-run prompt's queries below which a prompt is left out of the model."""
+
+_UNSOUND = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, UnknownNameError)
 
 
 class PromptScorer(Protocol):
@@ -103,11 +109,13 @@ class HeldOut:
         cells: The training cells.
         probability: Predicted success, float (Q, P).
         fold: Fold of each query, int64 (Q,).
+        groups: Group of near duplicates of each query, int64 (Q,); None where each query is its own.
     """
 
     cells: Cells
     probability: np.ndarray
     fold: np.ndarray
+    groups: np.ndarray | None = None
 
 
 class PromptRewardModel:
@@ -159,16 +167,18 @@ class PromptRewardModel:
         """
         if self.folds < 2:
             raise ConfigError(f"folds={self.folds}; at least 2 are needed")
-        cells = make_cells(log)
+        check_seed(self.seed)
+        log = conform_table(log, COLUMNS)
+        cells, sparse = _without_sparse_prompts(make_cells(log))
         if len(cells.prompt_ids) < 2:
             raise DataError(f"the log has one prompt only ({cells.prompt_ids[0]}); there is nothing to choose from")
         groups = group_queries(cells.queries)
         n_groups = int(groups.labels.max()) + 1
         if n_groups < 2:
             raise DataError("all queries of the log are one query; at least two unlike queries are needed")
-        self.warnings_ = [w for w in [groups.warning()] if w]
+        self.warnings_ = [w for w in [sparse, groups.warning()] if w]
         self.prompt_ids_, self.prompts_ = list(cells.prompt_ids), list(cells.prompts)
-        self.train_ = _summary(cells, table_fingerprint(log.select(list(COLUMNS))))
+        self.train_ = _summary(cells, table_fingerprint(log))
         self._embedder = make_embedder(self.embedder)
         self._prompt_embedder = _prompt_embedder(self._embedder)
         read_prompts = self._prompt_embedder.prepare(cells.prompts)
@@ -177,11 +187,11 @@ class PromptRewardModel:
         fold = assign_folds(cells.query_ids, groups.labels, min(self.folds, n_groups), self.seed)
         features = self._embedder.fit(prepared).embed(prepared)
         self._scorer, held_out = _make_scorer(self.model, self.params).fit(features, prompts, cells, fold, self.seed)
-        self._calibrate(cells, held_out, fold)
+        self._calibrate(cells, held_out, fold, groups.labels)
         self.knn_ = NearestNeighbours().fit(cells, self.seed)
         return self
 
-    def _calibrate(self, cells: Cells, scores: np.ndarray, fold: np.ndarray) -> None:
+    def _calibrate(self, cells: Cells, scores: np.ndarray, fold: np.ndarray, groups: np.ndarray) -> None:
         """Learn the calibration from cross-fitted scores; `held_out_` gets its own of the other folds."""
         of_cell, score = fold[cells.query_index], scores[cells.query_index, cells.prompt_index]
         self._platt = fit_platt(score, cells.runs, cells.successes)
@@ -190,7 +200,11 @@ class PromptRewardModel:
             others = of_cell != f
             platt = fit_platt(score[others], cells.runs[others], cells.successes[others])
             probability[fold == f] = apply_platt(scores[fold == f], platt)
-        self.held_out_ = HeldOut(cells, probability, fold)
+        self.held_out_ = HeldOut(cells, probability, fold, groups)
+
+    def clone(self) -> PromptRewardModel:
+        """Return an unfitted model with the same parameters."""
+        return type(self)(self.model, embedder=self.embedder, folds=self.folds, seed=self.seed, params=self.params)
 
     def predict_proba(self, queries: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
         """Return the estimated success of each query under each prompt, float (Q, P).
@@ -200,26 +214,36 @@ class PromptRewardModel:
             prompts: Prompt templates; the training prompts, in the order of `prompt_ids_`, when None. A template that
                 the training log does not hold is scored through its text: an extrapolation.
         """
-        self._check_fitted()
-        features = self._embedder.embed(self._embedder.prepare(queries))
-        scores = apply_platt(self._scorer.scores(features), self._platt)
         if prompts is None:
-            return scores
-        position = {text: i for i, text in enumerate(self.prompts_)}
-        columns = np.empty((len(scores), len(prompts)))
-        new = [j for j, text in enumerate(prompts) if text not in position]
-        for j, text in enumerate(prompts):
-            if text in position:
-                columns[:, j] = scores[:, position[text]]
-        if new:
-            unseen = self._prompt_embedder.embed(self._prompt_embedder.prepare([prompts[j] for j in new]))
-            columns[:, new] = apply_platt(self._scorer.scores_for(features, unseen), self._platt)
-        return columns
+            return self.predict_columns(queries, np.arange(len(self._fitted().prompts_)), [])
+        positions: dict[str, list[int]] = {}
+        for i, text in enumerate(self._fitted().prompts_):
+            positions.setdefault(text, []).append(i)
+        # Of several prompts with one text, each is meant once, in order.
+        known = [places.pop(0) if (places := positions.get(text)) else -1 for text in prompts]
+        return self.predict_columns(queries, np.array(known), prompts)
+
+    def predict_columns(self, queries: Sequence[str], known: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """Return the estimated success under some prompts, float (Q, P').
+
+        Args:
+            queries: Texts.
+            known: For each prompt its position in `prompt_ids_`, or -1, int (P',).
+            prompts: The template of each prompt; read only where `known` is -1.
+        """
+        self._fitted()
+        features = self._embedder.embed(self._embedder.prepare(queries))
+        columns = np.empty((len(queries), len(known)))
+        columns[:, known >= 0] = self._scorer.scores(features)[:, known[known >= 0]]
+        new = np.flatnonzero(known < 0)
+        if len(new):
+            unseen = self._prompt_embedder.embed(self._prompt_embedder.prepare([prompts[int(j)] for j in new]))
+            columns[:, new] = self._scorer.scores_for(features, unseen)
+        return apply_platt(columns, self._platt)
 
     def to_saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return what `save` writes: the fields of the manifest, and the arrays."""
-        self._check_fitted()
-        train = self.train_
+        train = self._fitted().train_
         arrays = {f"scorer.{k}": v for k, v in self._scorer.state().items()}
         arrays |= {f"embedder.{k}": v for k, v in self._embedder.arrays().items()}
         arrays |= {f"prompt_embedder.{k}": v for k, v in self._prompt_embedder.arrays().items()}
@@ -258,9 +282,17 @@ class PromptRewardModel:
         manifest = read_manifest(path)
         arrays = read_arrays(path, manifest)
         try:
-            return cls._restore(manifest, arrays, embedder)
-        except (KeyError, IndexError, TypeError, UnknownNameError) as e:
-            raise ModelFileError(f"{path}: the saved state is not complete: {e}; fit the model again") from e
+            model = cls._restore(manifest, arrays, embedder)
+            # Whatever does not fit together shows in one prediction, before anybody relies on one.
+            shape = (1, len(model.prompt_ids_))
+            for estimate in (model.predict_proba(["Is it sound?"]), model.knn_.predict(["Is it sound?"])):
+                if estimate.shape != shape or not np.isfinite(estimate).all():
+                    raise ValueError("its parts do not belong together")
+        except ModelFileError:
+            raise
+        except _UNSOUND as e:
+            raise ModelFileError(f"{path}: the saved state is not sound: {first_line(e)}; fit the model again") from e
+        return model
 
     @classmethod
     def _restore(cls, manifest: Manifest, arrays: Mapping[str, np.ndarray], embedder: Any) -> PromptRewardModel:
@@ -271,6 +303,8 @@ class PromptRewardModel:
         model.prompt_ids_ = [p.prompt_id for p in manifest.prompts]
         model.prompts_ = [p.prompt for p in manifest.prompts]
         model.warnings_ = manifest.warnings
+        if not model.prompt_ids_ or arrays["train.rates"].shape != (len(model.prompt_ids_),):
+            raise ValueError("its prompts do not match its arrays")
         model.train_ = TrainingSummary(
             arrays["train.rates"],
             model.prompt_ids_.index(data["best_prompt"]),
@@ -280,29 +314,58 @@ class PromptRewardModel:
             data["n_queries"],
             data["fingerprint"],
         )
-        model._platt = (manifest.calibration["slope"], manifest.calibration["intercept"])
+        slope, intercept = manifest.calibration["slope"], manifest.calibration["intercept"]
+        if not np.isfinite(slope) or not np.isfinite(intercept):
+            raise ValueError("its calibration is not finite")
+        model._platt = (slope, intercept)
         model._embedder = restore_embedder(manifest.embedder, _named(arrays, "embedder."), embedder)
         model._prompt_embedder = _prompt_embedder(model._embedder)
         if hasattr(model._prompt_embedder, "restore"):
             model._prompt_embedder.restore(_named(arrays, "prompt_embedder."))
-        if name not in KINDS["prompt-models"]:
-            raise ModelFileError(f"unknown prompt model {name!r}; known: {', '.join(KINDS['prompt-models'])}")
+        known = names("prompt-models")
+        if name not in known:
+            raise ModelFileError(f"unknown prompt model {name!r}; known: {', '.join(known)}")
         model._scorer = resolve("prompt-models", name)(**parameters).restore(_named(arrays, "scorer."))
         model.knn_ = NearestNeighbours().restore(_named(arrays, "knn."))
         return model
 
-    def _check_fitted(self) -> None:
+    def _fitted(self) -> PromptRewardModel:
         if not hasattr(self, "_scorer"):
             raise NotFittedError("this PromptRewardModel is not fitted; call fit(log) or oirl.load(folder) first")
+        return self
+
+
+def check_seed(seed: int) -> None:
+    """Raise `ConfigError` unless `seed` is a whole number of 0 or more."""
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"seed={seed!r}; a whole number of 0 or more is needed")
+
+
+def _without_sparse_prompts(cells: Cells) -> tuple[Cells, str | None]:
+    """Leave out prompts that were hardly run: one lucky run would make the best prompt, or leave no complete query."""
+    queries = np.bincount(cells.prompt_index, minlength=len(cells.prompt_ids))
+    kept = queries >= SPARSE_SHARE * queries.max()
+    if kept.all():
+        return cells, None
+    left_out = ", ".join(f"{cells.prompt_ids[i]} ({queries[i]})" for i in np.flatnonzero(~kept))
+    warning = (
+        f"prompts run on less than {SPARSE_SHARE:.0%} of the queries of the most-run prompt ({queries.max():,}) were "
+        f"left out: {left_out}"
+    )
+    return cells.of_prompts([name for name, keep in zip(cells.prompt_ids, kept, strict=True) if keep]), warning
 
 
 def _summary(cells: Cells, fingerprint: str) -> TrainingSummary:
     runs, successes = cells.matrices()
     asked = runs > 0
-    rates = np.divide(successes, runs, out=np.zeros(runs.shape), where=asked).sum(axis=0) / asked.sum(axis=0)
+    per_query = np.divide(successes, runs, out=np.zeros(runs.shape), where=asked)
+    rates = per_query.sum(axis=0) / asked.sum(axis=0)
+    # Prompts are compared on the same queries, where enough queries were run under all of them.
+    full = np.all(asked, axis=1)
+    compared = per_query[full].mean(axis=0) if full.sum() >= SPARSE_SHARE * len(full) else rates
     return TrainingSummary(
         rates=rates,
-        best=int(rates.argmax()),
+        best=int(compared.argmax()),
         texts=np.unique(np.array([text_hash(normalise(q)) for q in cells.queries], dtype=np.uint64)),
         wordings=np.unique(np.array([masked_hash(q) for q in cells.queries], dtype=np.uint64)),
         n_rows=int(cells.runs.sum()),

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from oirl import __version__
 from oirl.errors import ModelFileError, NotFoundError
 from oirl.logs.atomic import atomic_folder
+from oirl.logs.store import first_line
 from oirl.registry import KINDS, resolve
 
 FORMAT_VERSION = 1
@@ -26,6 +28,19 @@ _MAX_MANIFEST = 64 << 20
 _MAX_ARRAYS = 8 << 30
 _NATIVE = "_ubj"
 """Arrays of bytes whose name ends like this are written as files of XGBoost's own format."""
+
+
+_DAMAGED = (
+    ValueError,
+    OSError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # what reading a damaged or hostile archive raises
 
 
 class SavedPrompt(BaseModel):
@@ -111,7 +126,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     if file.stat().st_size > _MAX_MANIFEST:
         raise ModelFileError(f"{file} is larger than {_MAX_MANIFEST >> 20} MiB; it is not a manifest of oirl")
     try:
-        document = json.loads(file.read_bytes())
+        document = json.loads(file.read_bytes(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
         raise ModelFileError(f"{file} is not JSON: {e}; fit the model again") from e
     version = document.get("format_version") if isinstance(document, dict) else None
@@ -180,8 +195,14 @@ def _read_npz(file: Path, content: bytes) -> dict[str, np.ndarray]:
                 raise ModelFileError(f"{file} unpacks to more than {_MAX_ARRAYS >> 30} GiB; it is not a model of oirl")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile, KeyError, EOFError) as e:
-        raise ModelFileError(f"{file} does not hold plain arrays: {e}; fit the model again") from e
+    except ModelFileError:
+        raise
+    except _DAMAGED as e:
+        raise ModelFileError(f"{file} does not hold plain arrays: {first_line(e)}; fit the model again") from e
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed")
 
 
 def _checksum(content: bytes) -> str:

@@ -13,6 +13,8 @@ from oirl.evaluation.policies import replay, switch
 from oirl.rewards.prompts import HeldOut
 
 DEFAULT_MARGIN = 0.01
+MIN_QUERIES = 20
+"""Unlike queries under every prompt below which no gain is measured: a bootstrap of fewer is too narrow."""
 MARGINS = (DEFAULT_MARGIN, 0.0, 0.02, 0.05, 0.1)
 """Estimated gains from which a switch may pay. The first is taken unless another is clearly better on the log."""
 
@@ -27,7 +29,7 @@ class Deployment:
         best_prompt: The best single prompt of the training log.
         margin: Smallest estimated gain for which the selector leaves `best_prompt`.
         gain: Cross-fitted gain of the selector over the best single prompt on the training log; None if not known.
-        gain_ci_low: Lower end of its 95% interval, clustered by query.
+        gain_ci_low: Lower end of its 95% interval, clustered by groups of near duplicates.
         gain_ci_high: Upper end.
         n_queries: Queries behind the gain: those that were run under every prompt.
     """
@@ -55,9 +57,10 @@ def decide(
 ) -> Deployment:
     """Decide whether the selector is deployed, and with which margin.
 
-    Every figure is cross-fitted: a query's scores come from models that have not seen it, and for each fold the best
-    single prompt and the margin are chosen on the other folds. The selector passes if the lower end of the 95%
-    interval of its gain is above zero.
+    A query's scores come from models that have seen neither it nor a near duplicate, and the margin of each fold is
+    chosen on the other folds. The best single prompt is that of the whole log: chosen on these very queries, its
+    success is rather over- than understated, which makes the gate the stricter. The selector passes if the lower end
+    of the 95% interval of its gain, clustered by groups of near duplicates, is above zero.
 
     Args:
         held_out: Cross-fitted predictions on the training log.
@@ -71,16 +74,17 @@ def decide(
     runs, successes = cells.matrices()
     full = np.all(runs > 0, axis=1)
     fold = held_out.fold[full]
-    if len(np.unique(fold)) < 2:
+    clusters = np.arange(len(full)) if held_out.groups is None else held_out.groups
+    if len(np.unique(clusters[full])) < MIN_QUERIES or len(np.unique(fold)) < 2:
         reason = (
-            f"only {int(full.sum())} of {len(full)} queries were run under every prompt, so the gain of choosing "
-            f"cannot be measured; the best single prompt is {name}"
+            f"only {int(full.sum())} of {len(full)} queries were run under every prompt, and {MIN_QUERIES} unlike ones "
+            f"are needed to measure the gain of choosing; the best single prompt is {name}"
         )
-        return Deployment("best_prompt", reason, name, margins[0])
+        return Deployment("best_prompt", reason, name, margins[0], n_queries=int(full.sum()))
     rates = successes[full] / runs[full]
     scores = held_out.probability[full]
-    gains = cross_fitted_gains(scores, rates, fold, margins)
-    low, high = percentile_interval(bootstrap_means(gains[:, None], rng, draws))
+    gains, switched = cross_fitted_gains(scores, rates, fold, best, margins)
+    low, high = percentile_interval(bootstrap_means(gains[:, None], rng, draws, clusters[full]))
     margin = best_margin(scores, rates, best, margins)
     figures = (
         f"{100 * gains.mean():+.2f} points (95% interval {100 * low[0]:+.2f} to {100 * high[0]:+.2f}, "
@@ -89,6 +93,8 @@ def decide(
     passed = bool(low[0] > 0)
     if passed:
         reason = f"choosing per query beat the best single prompt {name} by {figures}, cross-fitted on the training log"
+    elif not switched.any():
+        reason = f"no query was predicted to gain enough from another prompt than {name}, the best single one"
     else:
         reason = (
             f"the cross-fitted gain of choosing per query over the best single prompt {name} is {figures}: "
@@ -106,26 +112,26 @@ def decide(
     )
 
 
-def cross_fitted_gains(scores: np.ndarray, rates: np.ndarray, fold: np.ndarray, margins: Sequence[float]) -> np.ndarray:
-    """Return each query's gain over the best single prompt, with prompt and margin chosen on the other folds.
+def cross_fitted_gains(
+    scores: np.ndarray, rates: np.ndarray, fold: np.ndarray, best: int, margins: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each query's gain over the prompt `best`, with the margin chosen on the other folds.
 
     Args:
         scores: Cross-fitted estimates of success, float (Q, P).
         rates: Mean success over runs, float (Q, P).
         fold: Fold of each query, int (Q,).
+        best: Position of the best single prompt.
         margins: The margins to choose among.
 
     Returns:
-        Float (Q,).
+        (gain, float (Q,); whether the query was switched, bool (Q,)).
     """
-    gains = np.empty(len(rates))
+    choice = np.full(len(rates), best)
     for f in np.unique(fold):
-        inside, outside = fold == f, fold != f
-        best = int(rates[outside].mean(axis=0).argmax())
-        margin = best_margin(scores[outside], rates[outside], best, margins)
-        choice = switch(scores[inside], best, margin)
-        gains[inside] = replay(rates[inside], choice) - rates[inside, best]
-    return gains
+        inside = fold == f
+        choice[inside] = switch(scores[inside], best, best_margin(scores[~inside], rates[~inside], best, margins))
+    return replay(rates, choice) - rates[:, best], choice != best
 
 
 def best_margin(scores: np.ndarray, rates: np.ndarray, best: int, margins: Sequence[float]) -> float:

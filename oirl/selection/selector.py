@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
 
 from oirl.errors import ConfigError, ModelFileError, NotFittedError, nearest
 from oirl.evaluation.evaluate import model_metrics
 from oirl.evaluation.policies import switch
 from oirl.logs.queries import read_prompts
 from oirl.logs.splits import find_leaks, train_rows
+from oirl.logs.store import conform_table
 from oirl.logs.text import template_id, text_id
-from oirl.rewards.prompts import PromptRewardModel
+from oirl.rewards.prompts import COLUMNS, PromptRewardModel
 from oirl.rewards.saving import read_manifest, save_folder
 from oirl.selection.gate import MARGINS, Deployment, decide
 
@@ -137,8 +140,9 @@ class PromptSelector:
         """
         if not self.margins or min(self.margins) < 0:
             raise ConfigError(f"margins={self.margins!r}; numbers of 0 or more are needed")
+        log = conform_table(log, COLUMNS)
         leaks = find_leaks(log).warning()
-        self.model_ = (self.model or PromptRewardModel()).fit(train_rows(log))
+        self.model_ = (self.model or PromptRewardModel()).clone().fit(train_rows(log))
         held_out = self.model_.held_out_
         cells = held_out.cells
         predicted = held_out.probability[cells.query_index, cells.prompt_index]
@@ -182,12 +186,13 @@ class PromptSelector:
             NotFittedError: If neither `fit` nor `load` was called.
             ConfigError: If there are no candidates, `top` is below 1, or two candidates share an id.
         """
-        if not hasattr(self, "model_"):
-            raise NotFittedError("this PromptSelector is not fitted; call fit(log) or oirl.load(folder) first")
+        self._check_fitted()
         if top < 1:
             raise ConfigError(f"top={top}; it must be at least 1")
+        if query_ids is not None and len(query_ids) != len(queries):
+            raise ConfigError(f"{len(query_ids)} query_ids for {len(queries)} queries; one for each is needed")
         candidates, known = self._candidates(prompts)
-        scores = self.model_.predict_proba(queries, [c.prompt for c in candidates])
+        scores = self.model_.predict_columns(queries, known, [c.prompt for c in candidates])
         best = self._baseline(known, scores)
         choice = self._choice(scores, known, best)
         ids = [text_id(q) for q in queries] if query_ids is None else list(query_ids)
@@ -214,6 +219,7 @@ class PromptSelector:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selector to a folder, whole or not at all."""
+        self._check_fitted()
         manifest, arrays = self.model_.to_saved()
         manifest |= {
             "kind": self.kind,
@@ -230,9 +236,13 @@ class PromptSelector:
         if manifest.kind != cls.kind or manifest.deploy is None:
             raise ModelFileError(f"{path} holds a {manifest.kind}, not a {cls.kind}; use oirl.load")
         try:
-            deployment = Deployment(**manifest.deploy)
-        except TypeError as e:
-            raise ModelFileError(f"{path}: the manifest's `deploy` is not ours: {e}; fit the model again") from e
+            deployment = TypeAdapter(Deployment).validate_json(json.dumps(manifest.deploy), strict=True)
+        except ValidationError as e:
+            what = f"{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}"
+            raise ModelFileError(f"{path}: `deploy` in the manifest: {what}; fit the model again") from e
+        unknown = manifest.deploy.keys() - deployment.to_dict().keys()
+        if unknown:
+            raise ModelFileError(f"{path}: `deploy` in the manifest has the unknown key {min(unknown)!r}; fit it again")
         model = PromptRewardModel.load(path, embedder=embedder)
         if deployment.policy not in ("selector", "best_prompt"):
             raise ModelFileError(f"{path}: unknown policy {deployment.policy!r} in the manifest; fit the model again")
@@ -242,6 +252,10 @@ class PromptSelector:
         selector.metrics_ = manifest.metrics
         selector.warnings_ = manifest.warnings
         return selector
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "model_"):
+            raise NotFittedError("this PromptSelector is not fitted; call fit(log) or oirl.load(folder) first")
 
     def _candidates(self, prompts: Sequence[Candidate] | None) -> tuple[list[Candidate], np.ndarray]:
         """Return the candidates and the position of each among the training prompts, -1 for unseen ones."""
@@ -255,8 +269,10 @@ class PromptSelector:
         if len(set(names)) < len(names):
             twice = next(n for n in names if names.count(n) > 1)
             raise ConfigError(f"two candidate prompts have the id {twice!r}; give each one its own")
-        by_text = {text: i for i, text in enumerate(model.prompts_)}
-        return list(prompts), np.array([by_text.get(c.prompt, -1) for c in prompts])
+        by_text = {text: i for i, text in reversed(list(enumerate(model.prompts_)))}
+        by_both = {pair: i for i, pair in enumerate(zip(model.prompt_ids_, model.prompts_, strict=True))}
+        known = [by_both.get((c.prompt_id, c.prompt), by_text.get(c.prompt, -1)) for c in prompts]
+        return list(prompts), np.array(known)
 
     def _baseline(self, known: np.ndarray, scores: np.ndarray) -> int:
         """Return the best single candidate: by logged success among known ones, else by mean score."""

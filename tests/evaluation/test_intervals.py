@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oirl.evaluation.intervals import bootstrap_means, mean_interval, percentile_interval
+from oirl.evaluation.intervals import bootstrap_means, percentile_interval
 from oirl.evaluation.success import success_interval
 
 
@@ -61,12 +61,16 @@ def test_percentiles_by_hand() -> None:
     assert (low[0], high[0]) == (pytest.approx(5), pytest.approx(95))
 
 
-def test_mean_interval_holds_the_mean() -> None:
-    values = np.random.default_rng(0).random(200)
-    mean, low, high = mean_interval(values, np.random.default_rng(1))
-    assert mean == pytest.approx(values.mean())
-    half = 1.96 * values.std() / np.sqrt(200)
-    assert (low, high) == (pytest.approx(mean - half, abs=0.2 * half), pytest.approx(mean + half, abs=0.2 * half))
+def test_clusters_are_resampled_whole() -> None:
+    """Ten copies of each of 40 values have the interval of the 40, not of 400; singles have the plain one."""
+    values = np.random.default_rng(0).random((40, 1))
+    plain = bootstrap_means(values, np.random.default_rng(1), 4000).std()
+    copies = np.repeat(values, 10, axis=0)
+    clusters = np.repeat(np.arange(40), 10)
+    assert bootstrap_means(copies, np.random.default_rng(1), 4000, clusters).std() == pytest.approx(plain)
+    assert bootstrap_means(copies, np.random.default_rng(1), 4000).std() == pytest.approx(plain / 10**0.5, rel=0.1)
+    same = bootstrap_means(values, np.random.default_rng(1), 100, np.arange(40))
+    assert same == pytest.approx(bootstrap_means(values, np.random.default_rng(1), 100))
 
 
 def coverage(kind: str, simulations: int = 400) -> float:

@@ -407,16 +407,12 @@ def test_apply_checker_normalises(returned: object, verdict: Verdict) -> None:
     assert isinstance(found, Verdict)
 
 
-@pytest.mark.parametrize(
-    "returned", [1, 0.5, "yes", (True,), (True, 5), ("5", True), [True, "5"], (1, "5"), {}]
-)
+@pytest.mark.parametrize("returned", [1, 0.5, "yes", (True,), (True, 5), ("5", True), [True, "5"], (1, "5"), {}])
 def test_apply_checker_names_the_checker_that_returns_anything_else(returned: object) -> None:
     def my_checker(response: str, answer: str) -> object:
         return returned
 
-    with pytest.raises(
-        ConfigError, match=r"test_checkers:.*my_checker returned .*allowed: True, False, None"
-    ):
+    with pytest.raises(ConfigError, match=r"test_checkers:.*my_checker returned .*allowed: True, False, None"):
         apply_checker(my_checker, "5", "5")
 
 

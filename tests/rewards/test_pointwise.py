@@ -33,9 +33,9 @@ def test_learns_a_separable_toy(scorer: LogisticScorer) -> None:
     queries, prompts, cells, fold = toy(interaction=False)
     scorer, held_out = scorer.fit(queries, prompts, cells, fold, 0)
     right = queries[:, 0] > 0
-    assert ((held_out > 0) == right[:, None]).mean() > 0.95
+    assert ((held_out > 0) == right[:, None]).mean() > 0.9
     new = toy(seed=9, interaction=False)[0]
-    assert ((scorer.scores(new) > 0) == (new[:, :1] > 0)).mean() > 0.95
+    assert ((scorer.scores(new) > 0) == (new[:, :1] > 0)).mean() > 0.9
 
 
 @pytest.mark.parametrize("scorer", [XGBoostScorer(), MLPScorer(epochs=100)], ids=lambda s: s.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -63,28 +64,38 @@ def test_no_switch_is_a_gain_of_zero_and_shut() -> None:
     assert (decision.policy, decision.gain, decision.margin) == ("best_prompt", 0.0, MARGINS[0])
 
 
-def test_the_best_single_prompt_is_chosen_inside_the_folds() -> None:
-    # In fold 0 p1 is always right, elsewhere p0 is: for fold 0 the other folds say p0, for the others they still do.
-    fold = np.repeat([0, 1, 2], [10, 10, 10])
-    rates = np.stack([(fold != 0).astype(float), (fold == 0).astype(float)], axis=1)
-    never = np.tile([0.9, 0.1], (30, 1))
-    assert cross_fitted_gains(never, rates, fold, (0.01,)).tolist() == [0.0] * 30
-    # Two folds that disagree: each takes the other's prompt, which is always wrong at home; scores always say p1.
-    fold = np.repeat([0, 1], 10)
-    rates = np.stack([(fold == 0).astype(float), (fold == 1).astype(float)], axis=1)
-    gains = cross_fitted_gains(np.tile([0.1, 0.9], (20, 1)), rates, fold, (0.01,))
-    assert gains.tolist() == [0.0] * 10 + [1.0] * 10
+def test_gains_are_against_the_best_single_prompt_that_is_named() -> None:
+    fold = np.arange(20) % 2
+    rates = np.tile([1.0, 0.0], (20, 1))
+    gains, switched = cross_fitted_gains(np.tile([0.1, 0.9], (20, 1)), rates, fold, 0, (0.01,))
+    assert gains.tolist() == [-1.0] * 20
+    assert switched.all()
+    gains, switched = cross_fitted_gains(np.tile([0.9, 0.1], (20, 1)), rates, fold, 0, (0.01,))
+    assert gains.tolist() == [0.0] * 20
+    assert not switched.any()
 
 
 def test_the_margin_is_chosen_on_the_other_folds() -> None:
     # Switching helps in fold 0 and hurts in fold 1: fold 0 takes fold 1's large margin and does not switch at all.
     fold = np.repeat([0, 1], 50)
-    rates = np.stack([np.r_[np.zeros(60), np.ones(40)], np.r_[np.ones(50), np.zeros(50)]], axis=1)
-    scores = np.tile([0.5, 0.53], (100, 1))
-    gains = cross_fitted_gains(scores, rates, fold, (0.01, 0.05))
-    best_for_0, best_for_1 = rates[fold == 1].mean(axis=0).argmax(), rates[fold == 0].mean(axis=0).argmax()
-    assert (best_for_0, best_for_1) == (0, 1)
+    rates = np.stack([np.r_[np.zeros(50), np.ones(50)], np.r_[np.ones(50), np.zeros(50)]], axis=1)
+    gains, _ = cross_fitted_gains(np.tile([0.5, 0.53], (100, 1)), rates, fold, 0, (0.01, 0.05))
     assert gains[fold == 0].tolist() == [0.0] * 50
+    assert gains[fold == 1].tolist() == [-1.0] * 50
+
+
+def test_near_duplicates_count_as_one_piece_of_evidence() -> None:
+    """Twenty-five wordings of ten variants each: the interval is that of 25 queries, not of 250."""
+    rng = np.random.default_rng(0)
+    story = rng.random(25) < 0.5
+    rates = np.stack([np.zeros(250), np.repeat(story, 10).astype(float)], axis=1)
+    scores = np.tile([0.1, 0.9], (250, 1))
+    log = held_out(rates, scores, np.repeat(np.arange(25), 10) % 5)
+    alone = decide(log, 0, np.random.default_rng(0))
+    grouped = decide(dataclasses.replace(log, groups=np.repeat(np.arange(25), 10)), 0, np.random.default_rng(0))
+    assert grouped.gain == alone.gain
+    width = (grouped.gain_ci_high - grouped.gain_ci_low) / (alone.gain_ci_high - alone.gain_ci_low)
+    assert width == pytest.approx(np.sqrt(10), rel=0.15)
 
 
 def test_the_margin_is_the_first_unless_another_is_clearly_better() -> None:
@@ -116,7 +127,7 @@ def test_without_complete_queries_the_gain_is_not_known() -> None:
     runs = np.ones((40, 2), dtype=np.int64)
     runs[:, 1] = np.arange(40) == 3
     decision = decide(held_out(rates, scores, np.arange(40) % 5, runs), 0, np.random.default_rng(0))
-    assert (decision.policy, decision.gain, decision.n_queries) == ("best_prompt", None, 0)
+    assert (decision.policy, decision.gain, decision.n_queries) == ("best_prompt", None, 1)
     assert "only 1 of 40 queries" in decision.reason
     assert "p0" in decision.reason
 
@@ -150,7 +161,14 @@ def test_few_lucky_switches_do_not_open_the_gate_more_often_than_announced() -> 
     assert opened <= 62
 
 
-@pytest.mark.parametrize("effect", [0.0, 0.1, 0.3])
+def test_no_switch_is_no_gain_that_was_measured() -> None:
+    rates, _ = known_gain(100, 0.2)
+    decision = decide(held_out(rates, np.tile([0.6, 0.5], (100, 1)), np.arange(100) % 5), 0, np.random.default_rng(0))
+    assert "no query was predicted to gain" in decision.reason
+    assert not re.search(r"[+-]\d", decision.reason)
+
+
+@pytest.mark.parametrize("effect", [0.1, 0.2, 0.3])
 def test_reasons_say_what_the_figures_say(effect: float) -> None:
     decision = PromptSelector().fit(make_log(100, effect=effect)).deployment_
     gain, low, high = (float(n) / 100 for n in re.findall(r"[+-]\d+\.\d+", decision.reason))
