@@ -216,10 +216,19 @@ def _filter(columns: dict[str, pa.Array], keep: np.ndarray) -> dict[str, pa.Arra
     return {name: column.filter(mask) for name, column in columns.items()}
 
 
+def _python_value(value: Any) -> Any:
+    if not isinstance(value, pa.Scalar):
+        return value
+    try:
+        return value.as_py()
+    except ValueError:  # nanoseconds, which Python's times do not have
+        return value.cast(pa.string()).as_py()
+
+
 def _raw_row(chunk: Chunk, i: int) -> dict[str, Any]:
     raw = {}
     for name, values in chunk.columns.items():
-        value = values[i].as_py() if isinstance(values, (pa.Array, pa.ChunkedArray)) else values[i]
+        value = _python_value(values[i])
         if value is not None:
             raw[name] = value
     return raw
