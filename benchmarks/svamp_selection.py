@@ -9,7 +9,7 @@ Intervals are clustered by groups of near duplicates, whichever way the folds ar
   leak that it is, together with a lookup table (the prompt that did best on this very query in training), which learns
   nothing about queries and gains nothing on the other splits.
 
-Run: python benchmarks/svamp_selection.py [--data FOLDER] [--seeds 3] [--folds 10]
+Run: python benchmarks/svamp_selection.py [--data FOLDER] [--seeds 5] [--folds 10]
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_data_argument(parser)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--protocols", nargs="+", default=["by_query", "by_group", "by_row"])
     arguments = parser.parse_args()

@@ -39,7 +39,7 @@ def import_(
     """Read files of any known format and write one log; say which rows were refused and why."""
     from oirl.logs.importing.pipeline import import_log
 
-    with working(f"importing to {out}"):
+    with working(f"importing to {out}") as say:
         report = import_log(
             sources,
             out,
@@ -48,6 +48,7 @@ def import_(
             constants=_pairs("--set", set_),
             grade=grade,
             strict=strict,
+            progress=say,
         )
     if json_:
         print_json(report.to_dict())
@@ -61,9 +62,11 @@ def import_(
     if report.grade:
         g = report.grade
         print(
-            f"  graded by {g['checker']}: {g['graded']:,} rows, {g['changed']:,} verdicts changed, "
-            f"{g['filled']:,} new, {g['not_gradable']:,} not gradable"
+            f"  graded by {g['checker']}: {g['graded']:,} rows, {g['changed']:,} verdicts changed "
+            f"({g['to_right']:,} of them from wrong to right), {g['filled']:,} new, {g['not_gradable']:,} not gradable"
         )
+    for warning in report.warnings:
+        note(f"warning: {warning}")
     for reason in report.reasons[:10]:
         note(f"  refused {reason['count']:,}: {reason['reason']} (first at {reason['first']})")
     if report.rejected_file:

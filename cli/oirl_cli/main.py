@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from typing import Annotated
 
@@ -40,15 +40,14 @@ def _root(
 
 def run() -> None:
     """Run the command line: exit 0 when done, 2 on a user's error (one line on stderr), 1 on a bug."""
+    if hasattr(signal, "SIGPIPE"):
+        # `| head` ends the process quietly, as it ends any other tool.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         code = typer.main.get_command(app).main(standalone_mode=False)
         sys.stdout.flush()
     except OirlError as e:
         _fail(str(e), 2)
-    except BrokenPipeError:
-        # The reader has what it wanted (`| head`); Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; files that were being written are left as they were before", 130)
     except Exception as e:

@@ -116,6 +116,8 @@ def select(
         print_json(rows)
     elif out is None:
         _print_selection(rows, selector.deployment_)
+    if any(row.get("extrapolation") for row in rows):
+        note("note: a prompt that the training log does not hold was scored through its text: an extrapolation")
 
 
 def _queries(arguments: list[str] | None, file: str | None) -> tuple[list[str], list[str]]:
@@ -174,11 +176,12 @@ def print_evaluation(document: dict[str, Any]) -> None:
             for name, p in document["policies"].items()
         ],
     )
-    best = document["policies"]["best_prompt"].get("prompt_id", "–")
+    best = document["policies"]["best_prompt"]["prompt_id"]
     print(f"best_prompt is {best}, the best single prompt of the training log; gains are against it, paired by query.")
     ceiling = document["ceiling"]
     print(f"ceiling of a choice per query: {percent(ceiling['value'])} ({ceiling['method']});")
-    print(f"one run of every prompt, best in hindsight: {percent(ceiling['one_draw_oracle'])}, luck included.")
+    if ceiling["one_draw_oracle"] is not None:
+        print(f"one run of every prompt, best in hindsight: {percent(ceiling['one_draw_oracle'])}, luck included.")
     print(f"deployed: {_deployed(document['deploy']['policy'], best)}, because {document['deploy']['reason']}")
     _warn(document["warnings"])
 
@@ -191,14 +194,16 @@ def _print_selection(rows: list[dict[str, Any]], deployment: Any) -> None:
             print(json.dumps(row, ensure_ascii=False))
         return
     print_selection(rows)
-    print(f"deployed: {_deployed(deployment.policy, deployment.best_prompt)}, because {deployment.reason}")
+    if not any(row.get("extrapolation") for row in rows):
+        print(f"deployed: {_deployed(deployment.policy, deployment.best_prompt)}, because {deployment.reason}")
 
 
 def print_selection(rows: list[dict[str, Any]]) -> None:
     """Print rows of `select` as a table."""
     table = []
     for row in rows:
-        mark = "extrapolated" if row.get("extrapolation") else ("switched" if row["changed"] else "")
+        mark = f"rank {row['rank']}" if "rank" in row else ("switched" if row["changed"] else "")
+        mark = "extrapolated" if row.get("extrapolation") else mark
         cells = [row["query"], row["prompt_id"], percent(row["score"]), percent(row["baseline_score"]), mark]
         if "scores" in row:
             ordered = sorted(row["scores"].items(), key=lambda item: -item[1])

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,42 +55,45 @@ def interval(low: float | None, high: float | None, form: Any = percent) -> str:
 
 
 @contextmanager
-def working(text: str) -> Iterator[None]:
-    """Show that work goes on, with the messages that oirl logs: a spinner on a terminal, plain lines otherwise."""
-    logger = logging.getLogger("oirl")
-    before = logger.level
-    logger.setLevel(logging.INFO)
+def working(text: str) -> Iterator[Callable[[str], None]]:
+    """Show that work goes on: a spinner on a terminal, a line every five seconds otherwise.
+
+    Yields:
+        A function that takes what is being done; what oirl logs is shown the same way.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
 
-        with Console(stderr=True).status(text) as status:
-            handler: logging.Handler = _Call(lambda message: status.update(f"{text}: {message}"))
-            logger.addHandler(handler)
-            try:
-                yield
-            finally:
-                logger.removeHandler(handler)
-                logger.setLevel(before)
+        with Console(stderr=True).status(text) as status, _logged(lambda m: status.update(f"{text}: {m}")) as say:
+            yield say
         return
-    note(text)
-    last = [time.monotonic()]
+    last = time.monotonic()
 
     def now_and_then(message: str) -> None:
-        if time.monotonic() - last[0] > 5:
-            last[0] = time.monotonic()
-            note(f"  {message}")
+        nonlocal last
+        if time.monotonic() - last > 5:
+            last = time.monotonic()
+            note(f"{text}: {message}")
 
-    handler = _Call(now_and_then)
+    with _logged(now_and_then) as say:
+        yield say
+
+
+@contextmanager
+def _logged(say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+    logger, handler = logging.getLogger("oirl"), _Call(say)
+    before = logger.level
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
-        yield
+        yield say
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
 
 
 class _Call(logging.Handler):
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Callable[[str], None]) -> None:
         super().__init__()
         self._function = function
 

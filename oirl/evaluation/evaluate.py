@@ -19,10 +19,7 @@ from oirl.logs.store import conform_table
 from oirl.rewards.prompts import COLUMNS, PromptRewardModel, check_seed
 
 POLICIES = ("best_prompt", "selector", "deployed", "knn", "random")
-_METHOD = (
-    "at least this: each query's prompt chosen by its runs but one and the model's estimate, scored on the run left "
-    "out, or what a policy above reaches"
-)
+_METHOD = "at least this: choose on all runs but one, score on the run left out; or what a policy here reaches"
 
 
 class Selector(Protocol):
@@ -172,7 +169,8 @@ class _Replay:
         if not full.all():
             warnings.append(
                 f"policies are valued on the {int(full.sum()):,} of {len(full):,} queries that were run under all "
-                f"{runs.shape[1]} prompts of the model; the others may differ from these"
+                f"{runs.shape[1]} prompts of the model; the others may differ from these, so compare the policies with "
+                "each other, not with the success of the prompts"
             )
         if not full.any():
             return self._unknown()
@@ -189,31 +187,41 @@ class _Replay:
         values = {name: replay(rates, choice) for name, choice in chosen.items()}
         values["random"] = rates.mean(axis=1)
         values["deployed"] = values["selector" if deployment.policy == "selector" else "best_prompt"]
-        found = {name: self._value(values[name], values["best_prompt"], groups) for name in POLICIES}
+        found = self._values(values, groups)
         found["best_prompt"]["prompt_id"] = model.prompt_ids_[best]
         found["selector"]["switched"] = float((chosen["selector"] != best).mean())
-        reached = max(found["best_prompt"]["value"], found["selector"]["value"])
+        # Policies that were fixed before these runs were seen cannot be above the ceiling but by chance.
+        reached = max(found[name]["value"] for name in ("best_prompt", "selector", "knn"))
         return found, self._ceiling(runs, successes, scores, reached)
 
     def _unknown(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         why = "none: no query was run under every prompt"
         keys = ("value", "ci_low", "ci_high", "gain", "gain_ci_low", "gain_ci_high")
-        unknown = {name: dict.fromkeys(keys) | {"estimator": why} for name in POLICIES}
+        unknown: dict[str, dict[str, Any]] = {name: dict.fromkeys(keys) | {"estimator": why} for name in POLICIES}
+        unknown["best_prompt"]["prompt_id"] = self.selector.deployment_.best_prompt
         return unknown, {"value": None, "method": why, "one_draw_oracle": None}
 
-    def _value(self, values: np.ndarray, base: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-        mean, low, high = success_interval(values, self.rng, self.draws, groups)
-        gains = values - base
-        gain_low, gain_high = percentile_interval(bootstrap_means(gains[:, None], self.rng, self.draws, groups))
-        return {
-            "value": mean,
-            "ci_low": low,
-            "ci_high": high,
-            "gain": float(gains.mean()),
-            "gain_ci_low": float(gain_low[0]),
-            "gain_ci_high": float(gain_high[0]),
-            "estimator": "replay",
-        }
+    def _values(self, values: dict[str, np.ndarray], groups: np.ndarray) -> dict[str, dict[str, Any]]:
+        """Return value and gain of each policy; sharing the resamples, equal policies have equal intervals."""
+        table = np.stack([values[name] for name in POLICIES], axis=1)
+        gains = table - values["best_prompt"][:, None]
+        draws = bootstrap_means(np.hstack([table, gains]), self.rng, self.draws, groups)
+        low, high = percentile_interval(draws)
+        found = {}
+        for i, name in enumerate(POLICIES):
+            j = i + len(POLICIES)
+            if np.ptp(table[:, i]) == 0:
+                _, low[i], high[i] = success_interval(table[:, i], self.rng, self.draws, groups)
+            found[name] = {
+                "value": float(table[:, i].mean()),
+                "ci_low": float(low[i]),
+                "ci_high": float(high[i]),
+                "gain": float(gains[:, i].mean()),
+                "gain_ci_low": float(low[j]),
+                "gain_ci_high": float(high[j]),
+                "estimator": "replay",
+            }
+        return found
 
     def _ceiling(self, runs: np.ndarray, successes: np.ndarray, scores: np.ndarray, reached: float) -> dict[str, Any]:
         oracle = one_draw_oracle(runs, successes)
@@ -252,10 +260,12 @@ def _data_warnings(log: pa.Table, everything: Cells, cells: Cells, model: Prompt
     exact, near = model.train_.overlap(cells.queries)
     if exact + near:
         found.append(
-            f"of the {len(cells.queries):,} queries {exact:,} stood in the training log and {near:,} more did with "
-            "other numbers: the figures flatter the model"
+            f"of the {len(cells.queries):,} queries {exact:,} stood in the training log"
+            + (f" and {near:,} more did with other numbers" if near else "")
+            + ": the figures flatter the model"
         )
-    unknown = len(everything.prompt_ids) - len(np.unique(cells.prompt_index))
+    unknown = [name for name in everything.prompt_ids if name not in model.prompt_ids_]
     if unknown:
-        found.append(f"{unknown} prompts of the log are unknown to the model and were left out")
+        shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
+        found.append(f"{len(unknown)} prompts of the log are unknown to the model and were left out: {shown}")
     return found, exact + near > 0

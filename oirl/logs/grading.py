@@ -21,6 +21,7 @@ class GradeCounts:
         checker: The checker's name.
         graded: Rows that got a verdict of the checker.
         changed: Rows whose logged verdict was the opposite.
+        to_right: Those of them that were logged as wrong.
         filled: Rows that had no verdict before.
         not_gradable: Rows without a response or without a readable answer; their logged verdict stays.
     """
@@ -28,6 +29,7 @@ class GradeCounts:
     checker: str
     graded: int = 0
     changed: int = 0
+    to_right: int = 0
     filled: int = 0
     not_gradable: int = 0
 
@@ -71,5 +73,6 @@ class Grader:
             counts.graded += 1
             counts.filled += before is None
             counts.changed += before is not None and before != verdict
+            counts.to_right += before is False and verdict
             verdicts.append(verdict)
         return pa.array(verdicts, pa.bool_())

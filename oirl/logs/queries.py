@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from oirl.errors import ConfigError, DataError, MissingPackageError, NotFoundError
+from oirl.logs.importing.base import Chunk
 from oirl.logs.importing.coerce import coerce
 from oirl.logs.importing.pipeline import detect
 from oirl.logs.store import find_files
@@ -32,9 +33,11 @@ def read_queries(path: str | Path) -> tuple[list[str], list[str]]:
     file = found[0]
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty; a file with a column `query` is needed")
+    if file.suffix.lower() == ".txt":
+        return parse_query_lines(_read_text(file).splitlines(), str(file))
     ids: list[str] = []
     queries: list[str] = []
-    for chunk in detect(file).chunks(file, {"query_id": "query_id", "query": "query"}):
+    for chunk in _query_chunks(file):
         if chunk.refused:
             raise DataError(f"{file}:{chunk.refused[0].row}: {chunk.refused[0].reason}")
         texts, bad = coerce(QUERY_SCHEMA.field("query"), chunk.columns["query"])
@@ -50,6 +53,16 @@ def read_queries(path: str | Path) -> tuple[list[str], list[str]]:
     if not queries:
         raise DataError(f"{file} holds no query")
     return ids, queries
+
+
+def _query_chunks(file: Path) -> Iterator[Chunk]:
+    importer = detect(file)
+    try:
+        yield from importer.chunks(file, {"query_id": "query_id", "query": "query"})
+    except DataError as e:
+        # What helps an import does not help here.
+        message, _, advice = str(e).partition("; use --map")
+        raise DataError(f"{message}; rename the column to `query`" if advice else message) from e
 
 
 def parse_query_lines(lines: Iterable[str], where: str) -> tuple[list[str], list[str]]:
@@ -101,11 +114,10 @@ def read_prompts(path: str | os.PathLike[str]) -> list[tuple[str | None, str | N
     file = Path(path)
     if not file.is_file():
         raise NotFoundError(f"{file}: no such file; a prompt file (.txt, .jsonl or .yaml) is needed")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{file} is not UTF-8 (byte {e.start}); convert it with iconv") from e
+    text = _read_text(file)
     suffix = file.suffix.lower()
+    if suffix in {".csv", ".tsv", ".parquet", ".arrow"}:
+        raise DataError(f"{file}: prompts are read from .txt (one a line), .jsonl or .yaml files, not from {suffix}")
     if suffix in {".yaml", ".yml"}:
         entries = _yaml_entries(file, text)
     elif suffix in {".jsonl", ".ndjson", ".json"}:
@@ -116,6 +128,13 @@ def read_prompts(path: str | os.PathLike[str]) -> list[tuple[str | None, str | N
     if not prompts:
         raise DataError(f"{file} holds no prompt")
     return prompts
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{file} is not UTF-8 (byte {e.start}); convert it with iconv") from e
 
 
 def _json_entries(file: Path, text: str) -> list[tuple[int, Any]]:
@@ -156,7 +175,11 @@ def _prompt(file: Path, number: int, entry: Any) -> tuple[str | None, str | None
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Write rows to a .jsonl, .csv or .parquet file, whole or not at all; other endings get JSONL."""
+    """Write rows to a .jsonl, .csv or .parquet file, whole or not at all.
+
+    Raises:
+        ConfigError: If the file's name has another ending.
+    """
     import pyarrow as pa
     import pyarrow.csv as pcsv
     import pyarrow.parquet as pq
@@ -164,6 +187,8 @@ def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     from oirl.logs.atomic import atomic_file
 
     suffix = Path(path).suffix.lower()
+    if suffix not in {".jsonl", ".csv", ".parquet"}:
+        raise ConfigError(f"{path}: rows are written to .jsonl, .csv or .parquet; name such a file")
     with atomic_file(path) as temporary:
         if suffix in {".csv", ".parquet"}:
             # A mapping is a cell of JSON: a column for each of its keys would differ from row to row.

@@ -249,9 +249,12 @@ class Leaks:
         """Return a sentence for people, None where nothing leaks."""
         if not self.exact + self.near:
             return None
+        shared = f"{self.exact:,} of {self.queries:,} queries stand under another value of `split` too"
+        if not self.exact:
+            return f"{self.near:,} of {self.queries:,} queries have a near duplicate under another value of `split`"
         return (
-            f"the split column leaks: of {self.queries:,} queries (counted once per split value) {self.exact:,} stand "
-            f"under another split value too and {self.near:,} have a near duplicate there; use `oirl split`"
+            f"the split column leaks, so that test figures are too good: {shared} (a query counts once per value), and "
+            f"{self.near:,} have a near duplicate there; make a clean split with `oirl split LOG --out DIR`"
         )
 
 

@@ -11,6 +11,7 @@ which spends its strength on telling easy queries from hard ones, all of δ bear
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from oirl.logs.cells import Cells
 from oirl.rewards.embedders import Matrix
 from oirl.rewards.ridge import ridge
 
+_log = logging.getLogger(__name__)
 EASE_STRENGTHS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 CONTRAST_STRENGTHS = (20.0, 40.0, 80.0, 160.0, 320.0)
 CONTENDER_SCALE = 0.1
@@ -159,6 +161,7 @@ class ContrastScorer:
         alphas = np.repeat(self.contrast_strengths, prompts)
         out = np.empty((len(rates), count, prompts))
         for f, inside in enumerate(folds):
+            _log.info("contrast: fold %d of %d", f + 1, len(folds))
             target = np.tile(rates[~inside] - means[f], (1, count))
             coefficients, intercepts = ridge(
                 x[np.flatnonzero(~inside)], target, np.tile(runs[~inside], (1, count)), alphas

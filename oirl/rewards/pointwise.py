@@ -7,6 +7,7 @@ with y = 1 and n − k with y = 0. The response is never seen.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from oirl.errors import ConfigError, require
 from oirl.logs.cells import Cells
 from oirl.rewards.embedders import Matrix
 
+_log = logging.getLogger(__name__)
 _CHUNK_ROWS = 20_000
 
 
@@ -36,6 +38,7 @@ class PointwiseScorer:
         self._prompts = prompts
         for f in range(int(fold.max()) + 1):
             inside = fold == f
+            _log.info("%s: fold %d of %d", self.name, f + 1, int(fold.max()) + 1)
             self._fit_cells(queries[np.flatnonzero(~inside)], prompts, cells.of_queries(~inside), seed)
             held_out[inside] = self.scores(queries[np.flatnonzero(inside)])
         self._fit_cells(queries, prompts, cells, seed)

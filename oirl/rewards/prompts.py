@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from oirl.rewards.calibration import apply_platt, fit_platt
 from oirl.rewards.embedders import Matrix, TfidfEmbedder, make_embedder, restore_embedder
 from oirl.rewards.knn import NearestNeighbours
 from oirl.rewards.saving import Manifest, read_arrays, read_manifest, save_folder
+
+_log = logging.getLogger(__name__)
 
 COLUMNS = ("query_id", "query", "prompt_id", "prompt", "correct", "split")
 """The columns of a log that reward models of prompts and their evaluation read."""
@@ -183,9 +186,11 @@ class PromptRewardModel:
         self._prompt_embedder = _prompt_embedder(self._embedder)
         read_prompts = self._prompt_embedder.prepare(cells.prompts)
         prompts = self._prompt_embedder.fit(read_prompts).embed(read_prompts)
+        _log.info("reading %s queries", f"{len(cells.queries):,}")
         prepared = self._embedder.prepare(cells.queries)
         fold = assign_folds(cells.query_ids, groups.labels, min(self.folds, n_groups), self.seed)
         features = self._embedder.fit(prepared).embed(prepared)
+        _log.info("fitting %s to %s cells in %d folds", self.model, f"{len(cells.runs):,}", int(fold.max()) + 1)
         self._scorer, held_out = _make_scorer(self.model, self.params).fit(features, prompts, cells, fold, self.seed)
         self._calibrate(cells, held_out, fold, groups.labels)
         self.knn_ = NearestNeighbours().fit(cells, self.seed)

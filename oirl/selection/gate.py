@@ -78,7 +78,7 @@ def decide(
     if len(np.unique(clusters[full])) < MIN_QUERIES or len(np.unique(fold)) < 2:
         reason = (
             f"only {int(full.sum())} of {len(full)} queries were run under every prompt, and {MIN_QUERIES} unlike ones "
-            f"are needed to measure the gain of choosing; the best single prompt is {name}"
+            "are needed to measure the gain of choosing"
         )
         return Deployment("best_prompt", reason, name, margins[0], n_queries=int(full.sum()))
     rates = successes[full] / runs[full]

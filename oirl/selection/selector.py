@@ -48,7 +48,7 @@ class Selection:
         prompt: Its template.
         score: Estimated success under it.
         baseline_score: Estimated success under the best single prompt.
-        changed: Whether the choice is another than the best single prompt.
+        changed: Whether the prompt chosen for the query is another than the best single prompt.
         rank: 1 for the chosen prompt; further prompts follow when `top` asks for them.
         extrapolation: True for a prompt that the training log does not hold: its score is a guess from its text.
         scores: prompt_id -> estimated success.
@@ -97,7 +97,7 @@ def read_candidates(path: str | os.PathLike[str], model: PromptRewardModel) -> l
         DataError: If the file does not hold prompts.
     """
     text_of = dict(zip(model.prompt_ids_, model.prompts_, strict=True))
-    id_of = {text: name for name, text in text_of.items()}
+    id_of = {text.strip(): name for name, text in text_of.items()}
     found = []
     for name, text in read_prompts(path):
         if text is None:
@@ -107,7 +107,7 @@ def read_candidates(path: str | os.PathLike[str], model: PromptRewardModel) -> l
                     f"template under `prompt`, or one of: {', '.join(text_of)}"
                 )
             text = text_of[name]
-        found.append(Candidate(name or id_of.get(text) or template_id(text), text))
+        found.append(Candidate(name or id_of.get(text.strip()) or template_id(text), text))
     return found
 
 
@@ -187,6 +187,9 @@ class PromptSelector:
             ConfigError: If there are no candidates, `top` is below 1, or two candidates share an id.
         """
         self._check_fitted()
+        blank = next((i for i, query in enumerate(queries) if not query.strip()), None)
+        if blank is not None:
+            raise ConfigError(f"query {blank + 1} is empty; a text is needed")
         if top < 1:
             raise ConfigError(f"top={top}; it must be at least 1")
         if query_ids is not None and len(query_ids) != len(queries):
@@ -209,7 +212,7 @@ class PromptSelector:
                         prompt=candidates[j].prompt,
                         score=float(scores[i, j]),
                         baseline_score=float(scores[i, best]),
-                        changed=j != best,
+                        changed=bool(choice[i] != best),
                         rank=rank,
                         extrapolation=bool(known[j] < 0),
                         scores=row_scores,
@@ -269,13 +272,16 @@ class PromptSelector:
         if len(set(names)) < len(names):
             twice = next(n for n in names if names.count(n) > 1)
             raise ConfigError(f"two candidate prompts have the id {twice!r}; give each one its own")
-        by_text = {text: i for i, text in reversed(list(enumerate(model.prompts_)))}
+        # Text files do not show spaces at the ends of a line; they make no other prompt of it.
+        by_text = {text.strip(): i for i, text in reversed(list(enumerate(model.prompts_)))}
         by_both = {pair: i for i, pair in enumerate(zip(model.prompt_ids_, model.prompts_, strict=True))}
-        known = [by_both.get((c.prompt_id, c.prompt), by_text.get(c.prompt, -1)) for c in prompts]
+        known = [by_both.get((c.prompt_id, c.prompt), by_text.get(c.prompt.strip(), -1)) for c in prompts]
         return list(prompts), np.array(known)
 
     def _baseline(self, known: np.ndarray, scores: np.ndarray) -> int:
-        """Return the best single candidate: by logged success among known ones, else by mean score."""
+        """Return the best single candidate: that of the log, else by logged success, else by mean score."""
+        if self.model_.train_.best in known:
+            return int(np.flatnonzero(known == self.model_.train_.best)[0])
         rates = np.where(known >= 0, self.model_.train_.rates[known], -1.0)
         if (known >= 0).any():
             return int(rates.argmax())

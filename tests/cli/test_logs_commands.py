@@ -45,7 +45,10 @@ def test_import_says_what_it_kept_and_refused(tmp_path: Path) -> None:
     assert f"{out}: 2 rows kept of 3" in done.stdout
     assert "1 queries, 1 prompts" in done.stdout
     assert "rows.jsonl (jsonl): 2 kept, 1 refused" in done.stdout
-    assert "graded by numeric: 2 rows, 1 verdicts changed, 1 new, 0 not gradable" in done.stdout
+    assert (
+        "graded by numeric: 2 rows, 1 verdicts changed (1 of them from wrong to right), 1 new, 0 not gradable"
+        in done.stdout
+    )
     assert "rows.jsonl:3" in done.stderr
     assert str(tmp_path / "log.rejected.jsonl") in done.stderr
     log = oirl.read_log(out)

@@ -209,7 +209,7 @@ def test_an_embedder_of_ones_own(work: Path, tmp_path: Path) -> None:
         (["select", "model", "q", "--in", "x.jsonl"], ["use one of the two"]),
         (["select", "model", "--in", "x.jsonl"], ["x.jsonl"]),
         (["select", "model", "q", "--prompts", "no.txt"], ["no.txt"]),
-        (["select", "model", "--in", "log.parquet", "--out", "."], ["folder"]),
+        (["select", "model", "--in", "log.parquet", "--out", "."], [".jsonl"]),
         (["select", "model", "q", "--bogus"], ["--bogus"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value[0], str) and len(value) > 2 else None,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import oirl
-from oirl.errors import ConfigError, OirlError, UnknownNameError
+from oirl.errors import ConfigError, DataError, OirlError, UnknownNameError
 from oirl.logs.grading import Grader
 
 ROWS: list[tuple[str | None, str | None, bool | None]] = [
@@ -30,7 +30,7 @@ def columns(rows: list[tuple[str | None, str | None, bool | None]]) -> tuple[pa.
 def test_counts_by_hand() -> None:
     grader = Grader("numeric")
     assert grader.grade(*columns(ROWS)).to_pylist() == [True, True, False, True, False, None]
-    expected = {"checker": "numeric", "graded": 3, "changed": 1, "filled": 1, "not_gradable": 3}
+    expected = {"checker": "numeric", "graded": 3, "changed": 1, "to_right": 1, "filled": 1, "not_gradable": 3}
     assert grader.counts.to_dict() == expected
 
 
@@ -55,7 +55,14 @@ def test_an_import_grades_the_rows_that_it_keeps(tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = oirl.import_log(source, tmp_path / "log.parquet", grade="numeric")
-    assert report.grade == {"checker": "numeric", "graded": 3, "changed": 1, "filled": 1, "not_gradable": 3}
+    assert report.grade == {
+        "checker": "numeric",
+        "graded": 3,
+        "changed": 1,
+        "to_right": 1,
+        "filled": 1,
+        "not_gradable": 3,
+    }
     log = oirl.read_log(tmp_path / "log.parquet")
     assert log["correct"].to_pylist() == [True, True, False, True, False, None]
 
@@ -79,3 +86,17 @@ def test_a_checker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_an_unknown_checker_is_named(name: str) -> None:
     with pytest.raises((UnknownNameError, OirlError), match=r"known: numeric|cannot import"):
         Grader(name)
+
+
+def test_a_grader_that_can_grade_nothing_is_an_error(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"query": "q", "prompt": "p"}) + "\n")
+    with pytest.raises(DataError, match="no row could be graded"):
+        oirl.import_log(source, tmp_path / "log.parquet", grade="numeric")
+    assert not (tmp_path / "log.parquet").exists()
+
+
+def test_a_log_without_verdicts_is_told_at_import(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"query": "q", "prompt": "p"}) + "\n")
+    assert "no row has a verdict" in oirl.import_log(source, tmp_path / "log.parquet").warnings[0]

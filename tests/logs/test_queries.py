@@ -11,7 +11,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
-from oirl.errors import DataError, NotFoundError, OirlError
+from oirl.errors import ConfigError, DataError, NotFoundError, OirlError
 from oirl.logs.queries import parse_query_lines, read_prompts, read_queries, write_rows
 from oirl.logs.text import text_id
 
@@ -55,7 +55,7 @@ def test_queries_of_problem_files(real_data: Path) -> None:
         ("a.jsonl", '{"query": "a"}\n\n{"query": " "}\n', r"a\.jsonl:3: query is empty"),
         ("a.jsonl", '{"query": "a"}\nxx\n', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", '{"query": "\\ud800"}\n', r"a\.jsonl:1: query is .*surrogate"),
-        ("a.txt", "hello\nworld\n", "format not recognised"),
+        ("a.log", "hello\nworld\n", "format not recognised"),
     ],
 )
 def test_bad_query_files_are_named_with_the_row(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -149,10 +149,11 @@ ROWS = [
 
 
 def test_rows_to_every_format(tmp_path: Path) -> None:
-    for ending in ("jsonl", "csv", "parquet", "other"):
+    with pytest.raises(ConfigError, match="are written to"):
+        write_rows(ROWS, tmp_path / "r.xlsx")
+    for ending in ("jsonl", "csv", "parquet"):
         write_rows(ROWS, tmp_path / f"r.{ending}")
     assert [json.loads(x) for x in (tmp_path / "r.jsonl").read_text().splitlines()] == ROWS
-    assert (tmp_path / "r.other").read_bytes() == (tmp_path / "r.jsonl").read_bytes()
     flat = [
         {"query": "a, b", "score": 0.5, "scores": '{"p": 0.5}', "changed": None},
         {"query": 'say "x"\n', "score": None, "scores": None, "changed": True},

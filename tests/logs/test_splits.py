@@ -274,7 +274,7 @@ def test_leaks_by_hand() -> None:
     leaks = find_leaks(log_of(queries, split=sides))
     # COWS stands on both sides, counted on each; SHIP has a near duplicate on the other side, counted on each.
     assert leaks.to_dict() == {"exact": 2, "near": 2, "queries": 7}
-    assert "2 stand under another split value too and 2 have a near duplicate" in str(leaks.warning())
+    assert "2 of 7 queries stand under another value of `split` too" in str(leaks.warning())
 
 
 @pytest.mark.parametrize("sides", [[None] * 3, ["train"] * 3])

@@ -246,3 +246,35 @@ def test_bad_candidate_files_are_refused(selector: PromptSelector, tmp_path: Pat
             read_candidates(file, selector.model_)
     with pytest.raises(OirlError, match="no such file"):
         read_candidates(tmp_path / "none.txt", selector.model_)
+
+
+def test_the_baseline_is_the_prompt_that_the_gate_names() -> None:
+    """A prompt run on few queries may have a higher rate; `select` must use the one that was compared and named."""
+    table = make_log(200, effect=0.0)
+    row = table.slice(0, 1).to_pylist()[0] | {"prompt_id": "few", "prompt": "Few. {query}", "correct": True}
+    queries = dict(zip(table["query_id"].to_pylist(), table["query"].to_pylist(), strict=True))
+    lucky = [row | {"query_id": i, "query": q} for i, q in list(queries.items())[:25]]
+    # On the 25 queries that all four prompts were run on, the others are right too: there is no gain over them.
+    first = {row["query_id"] for row in lucky}
+    shared = [row | {"correct": row["correct"] or row["query_id"] in first} for row in table.to_pylist()]
+    fitted = PromptSelector().fit(pa.Table.from_pylist([*shared, *lucky], table.schema))
+    assert fitted.model_.train_.rates.argmax() != fitted.model_.train_.best  # the trap is set
+    named = fitted.deployment_.best_prompt
+    chosen = fitted.select(QUERIES)
+    assert fitted.deployment_.policy == "best_prompt"
+    assert {s.prompt_id for s in chosen} == {named}
+    known = [Candidate(i, p) for i, p in zip(fitted.model_.prompt_ids_, fitted.model_.prompts_, strict=True)]
+    assert {s.prompt_id for s in fitted.select(QUERIES, known)} == {named}
+
+
+def test_spaces_at_the_ends_of_a_template_make_no_other_prompt(selector: PromptSelector) -> None:
+    model = selector.model_
+    spaced = [Candidate(i, f" {p} \n") for i, p in zip(model.prompt_ids_, model.prompts_, strict=True)]
+    rows = selector.select(QUERIES, spaced)
+    assert not any(s.extrapolation for s in rows)
+    assert [s.score for s in rows] == [s.score for s in selector.select(QUERIES)]
+
+
+def test_an_empty_query_is_refused(selector: PromptSelector) -> None:
+    with pytest.raises(ConfigError, match="query 2 is empty"):
+        selector.select(["a cat", " "])

@@ -58,7 +58,10 @@ def _coerce_distinct(field: pa.Field, values: pa.Array) -> tuple[pa.Array, dict[
         return _coerce_list(field, values.to_pylist())
     if values.type == field.type:
         return values, _not_finite(field, values)
-    encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    try:
+        encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    except pa.ArrowNotImplementedError:  # which types have it depends on the version of Arrow
+        return _coerce_list(field, values.to_pylist())
     converted, bad = _coerce_list(field, encoded.dictionary.to_pylist())
     if bad:
         codes = encoded.indices.to_pylist()

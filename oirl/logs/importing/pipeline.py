@@ -39,6 +39,7 @@ class ImportReport:
         n_prompts: Distinct prompts.
         grade: Counts of the checker, None without one.
         fingerprint: Of the content written.
+        warnings: What the log lacks.
     """
 
     out: str
@@ -53,6 +54,7 @@ class ImportReport:
     n_prompts: int = 0
     grade: dict[str, Any] | None = None
     fingerprint: str = ""
+    warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary for JSON."""
@@ -97,6 +99,8 @@ def import_log(
     for target in (Path(out), rejected_path(out)):
         if target.resolve() in {path.resolve() for path, _ in located}:
             raise ConfigError(f"{target} is also a source; name another file to write")
+    if Path(out).suffix.lower() in {".csv", ".tsv", ".json", ".jsonl", ".arrow"}:
+        raise ConfigError(f"{out}: logs are Parquet files; name one that ends in .parquet")
     grader = Grader(grade) if grade else None
     builder = RowBuilder(record, constants, grader)
     report = ImportReport(out=str(out), record=record)
@@ -117,13 +121,31 @@ def import_log(
             report.files.append({"file": str(path), "format": importer.name, "rows_kept": kept, "rows_refused": lost})
         if not report.rows_kept:
             raise DataError(_nothing_kept(located, rejections))
+        if grader and not grader.counts.graded:
+            raise DataError(
+                f"--grade {grade}: no row could be graded, as none has both a `response` and a readable `answer`; "
+                "map them with --map response=FIELD --map answer=FIELD"
+            )
     report.rows_read = report.rows_kept + report.rows_refused
     report.reasons = rejections.summary()
     report.rejected_file = rejections.written
     report.n_queries, report.n_prompts = builder.n_queries, builder.n_prompts
     report.grade = grader.counts.to_dict() if grader else None
     report.fingerprint = writer.fingerprint
+    report.warnings = _warnings(builder, grader)
     return report
+
+
+def _warnings(builder: RowBuilder, grader: Grader | None) -> list[str]:
+    found = []
+    if grader and grader.counts.not_gradable:
+        found.append(
+            f"{grader.counts.not_gradable:,} rows have no response or no readable answer to grade; what verdict they "
+            "had was kept, so the log mixes two graders"
+        )
+    if builder.record == "interactions" and not builder.n_verdicts:
+        found.append("no row has a verdict; `oirl fit` needs some: --map correct=FIELD, or --grade numeric")
+    return found
 
 
 def detect(path: Path) -> Importer:

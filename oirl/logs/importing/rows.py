@@ -35,6 +35,7 @@ class RowBuilder:
     def __init__(self, record: str, constants: Mapping[str, str], grader: Grader | None = None) -> None:
         self.record = record
         self.schema = SCHEMAS[record]
+        self.n_verdicts = 0
         self._constants = {name: self._constant(name, value) for name, value in constants.items()}
         self._grader = grader
         self._cells = KeyCounter()
@@ -73,6 +74,8 @@ class RowBuilder:
             columns = _filter(columns, _keep_mask(len(rows), duplicates))
         if self._grader:
             columns["correct"] = self._grader.grade(columns["response"], columns["answer"], columns["correct"])
+        if "correct" in columns:
+            self.n_verdicts += len(columns["correct"]) - columns["correct"].null_count
         batch = pa.RecordBatch.from_arrays([columns[f.name] for f in self.schema], schema=self.schema)
         refused = [Refusal(int(chunk.rows[i]), reason, _raw_row(chunk, i)) for i, reason in sorted(bad.items())]
         return batch, sorted(chunk.refused + refused, key=lambda r: r.row)
