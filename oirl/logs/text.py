@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from hashlib import blake2b
 
 # One number: digits with thousands separators or a decimal part, as people write them in word problems.
@@ -28,6 +29,7 @@ def words(text: str) -> list[str]:
     return WORD.findall(text)
 
 
+@lru_cache(maxsize=1 << 16)
 def text_id(text: str) -> str:
     """Return 16 hexadecimal digits that name the normalised text (64 bits of BLAKE2b)."""
     return blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
