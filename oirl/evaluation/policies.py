@@ -28,7 +28,7 @@ def replay(rates: np.ndarray, choice: np.ndarray) -> np.ndarray:
         rates: Mean success over replicates, float (Q, P).
         choice: Positions of prompts, int (Q,).
     """
-    return rates[np.arange(len(rates)), choice]
+    return np.asarray(rates[np.arange(len(rates)), choice])
 
 
 def one_draw_oracle(runs: np.ndarray, successes: np.ndarray) -> float:

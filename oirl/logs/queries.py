@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from oirl.errors import ConfigError, DataError, MissingPackageError, NotFoundError
+from oirl.errors import ConfigError, DataError, NotFoundError
 from oirl.logs.importing.base import Chunk
 from oirl.logs.importing.coerce import coerce
 from oirl.logs.importing.pipeline import detect
@@ -147,10 +147,8 @@ def _json_entries(file: Path, text: str) -> list[tuple[int, Any]]:
 
 
 def _yaml_entries(file: Path, text: str) -> list[tuple[int, Any]]:
-    try:
-        import yaml
-    except ImportError as e:
-        raise MissingPackageError(f"{file}: reading YAML needs PyYAML: pip install PyYAML; or use JSONL") from e
+    import yaml
+
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as e:

@@ -33,4 +33,4 @@ def fit_platt(scores: np.ndarray, runs: np.ndarray, successes: np.ndarray) -> tu
 
 def apply_platt(scores: np.ndarray, platt: tuple[float, float]) -> np.ndarray:
     """Return σ(slope · score + intercept)."""
-    return expit(platt[0] * scores + platt[1])
+    return np.asarray(expit(platt[0] * scores + platt[1]))

@@ -8,6 +8,7 @@ with y = 1 and n − k with y = 0. The response is never seen.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 _CHUNK_ROWS = 20_000
 
 
-class PointwiseScorer:
+class PointwiseScorer(ABC):
     """Base of scorers of one (query, prompt) row; a subclass fits and scores rows of [query, prompt] features."""
 
     name = ""
@@ -76,17 +77,17 @@ class PointwiseScorer:
         self._restore_rows(state)
         return self
 
-    def _fit_rows(self, rows: Matrix, runs: np.ndarray, successes: np.ndarray, seed: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _fit_rows(self, rows: Matrix, runs: np.ndarray, successes: np.ndarray, seed: int) -> None: ...
 
-    def _score_rows(self, rows: Matrix) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def _score_rows(self, rows: Matrix) -> np.ndarray: ...
 
-    def _row_state(self) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+    @abstractmethod
+    def _row_state(self) -> dict[str, np.ndarray]: ...
 
-    def _restore_rows(self, state: Mapping[str, np.ndarray]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _restore_rows(self, state: Mapping[str, np.ndarray]) -> None: ...
 
 
 class LogisticScorer(PointwiseScorer):

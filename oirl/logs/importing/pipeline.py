@@ -96,11 +96,7 @@ def import_log(
     _check_columns(record, mapping, constants)
     if grade and record != "interactions":
         raise ConfigError(f"--grade needs interactions, but these files hold {record}")
-    for target in (Path(out), rejected_path(out)):
-        if target.resolve() in {path.resolve() for path, _ in located}:
-            raise ConfigError(f"{target} is also a source; name another file to write")
-    if Path(out).suffix.lower() in {".csv", ".tsv", ".json", ".jsonl", ".arrow"}:
-        raise ConfigError(f"{out}: logs are Parquet files; name one that ends in .parquet")
+    _check_target(out, located)
     grader = Grader(grade) if grade else None
     builder = RowBuilder(record, constants, grader)
     report = ImportReport(out=str(out), record=record)
@@ -202,6 +198,14 @@ def _one_record(located: list[tuple[Path, Importer]]) -> str:
         pairs = ", ".join(f"{path} holds {record}" for record, path in records.items())
         raise ConfigError(f"one import makes one kind of file, but {pairs}; import them one by one")
     return next(iter(records))
+
+
+def _check_target(out: Source, located: list[tuple[Path, Importer]]) -> None:
+    for target in (Path(out), rejected_path(out)):
+        if target.resolve() in {path.resolve() for path, _ in located}:
+            raise ConfigError(f"{target} is also a source; name another file to write")
+    if Path(out).suffix.lower() in {".csv", ".tsv", ".json", ".jsonl", ".arrow"}:
+        raise ConfigError(f"{out}: logs are Parquet files; name one that ends in .parquet")
 
 
 def _check_columns(record: str, mapping: Mapping[str, str], constants: Mapping[str, str]) -> None:
