@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from oirl.errors import ConfigError, ModelFileError, NotFittedError, nearest
 from oirl.evaluation.evaluate import model_metrics
 from oirl.evaluation.policies import switch
+from oirl.logs.cells import Cells
 from oirl.logs.queries import read_prompts
 from oirl.logs.splits import find_leaks, train_rows
 from oirl.logs.store import conform_table
@@ -85,6 +86,17 @@ class Selection:
         return row
 
 
+def _coverage_warning(cells: Cells) -> list[str]:
+    runs, _ = cells.matrices()
+    full = int(np.all(runs > 0, axis=1).sum())
+    if full == len(runs):
+        return []
+    return [
+        f"the prompts were compared on the {full:,} of {len(runs):,} queries that were run under all of them; leave "
+        "out prompts with few queries to compare the others on more"
+    ]
+
+
 def read_candidates(path: str | os.PathLike[str], model: PromptRewardModel) -> list[Candidate]:
     """Return the candidate prompts of a file; ids stand for prompts that the model knows, texts find their ids.
 
@@ -149,7 +161,7 @@ class PromptSelector:
         self.metrics_ = model_metrics(predicted, cells, self.model_.train_.rates)
         rng = np.random.default_rng(self.model_.seed)
         self.deployment_ = decide(held_out, self.model_.train_.best, rng, self.margins)
-        self.warnings_ = [*([leaks] if leaks else []), *self.model_.warnings_]
+        self.warnings_ = [*([leaks] if leaks else []), *self.model_.warnings_, *_coverage_warning(cells)]
         return self
 
     def choose(self, scores: np.ndarray) -> np.ndarray:

@@ -278,3 +278,11 @@ def test_spaces_at_the_ends_of_a_template_make_no_other_prompt(selector: PromptS
 def test_an_empty_query_is_refused(selector: PromptSelector) -> None:
     with pytest.raises(ConfigError, match="query 2 is empty"):
         selector.select(["a cat", " "])
+
+
+def test_a_log_with_holes_says_on_which_queries_the_prompts_were_compared() -> None:
+    table = make_log(100)
+    assert PromptSelector().fit(table).warnings_ == []
+    hole = [i >= 90 or p != "b" for i, p in zip(range(len(table)), table["prompt_id"].to_pylist(), strict=True)]
+    (warning,) = PromptSelector().fit(table.filter(pa.array(hole))).warnings_
+    assert "compared on the 85 of 100 queries" in warning
