@@ -1,4 +1,4 @@
-"""oirl turns evaluation logs into better prompts and better language models.
+"""oirl turns evaluation logs into better prompts, and later into better language models.
 
 The public names are loaded when they are first used, so that `import oirl` stays fast.
 """

@@ -51,6 +51,9 @@ def run() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; files that were being written are left as they were before", 130)
     except Exception as e:
+        if type(e).__name__ == "NoArgsIsHelpError":  # no command: the help is the message
+            print(e.format_message())  # type: ignore[attr-defined]
+            sys.exit(2)
         if hasattr(e, "format_message"):  # the command-line parser's own errors
             context = getattr(e, "ctx", None)
             command = context.command_path if context else "oirl"

@@ -21,14 +21,14 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout: the first column and those that hold words to the left, numbers to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         numeric = i > 0 and all(not row[i] or row[i].lstrip("+-[").replace(".", "")[:1].isdigit() for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")

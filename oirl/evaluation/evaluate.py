@@ -8,15 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from oirl.errors import DataError
+from oirl.errors import DataError, NotFittedError
 from oirl.evaluation import metrics
-from oirl.evaluation.intervals import bootstrap_means, percentile_interval
+from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval
 from oirl.evaluation.policies import held_out_ceiling, one_draw_oracle, replay
 from oirl.evaluation.success import prompt_success, success_interval
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.splits import find_leaks, group_queries, test_rows
 from oirl.logs.store import conform_table
-from oirl.rewards.prompts import COLUMNS, PromptRewardModel, check_seed
+from oirl.rewards.prompts import COLUMNS, PromptRewardModel, check_seed, pooled_models_warning
 
 POLICIES = ("best_prompt", "selector", "deployed", "knn", "random")
 _METHOD = "at least this: choose on all runs but one, score on the run left out; or what a policy here reaches"
@@ -87,9 +87,12 @@ def evaluate(selector: Selector, log: pa.Table, *, seed: int = 0, draws: int = 2
         draws: Number of bootstrap resamples.
 
     Raises:
+        NotFittedError: If the selector is not fitted.
         DataError: If the log has no verdicts, or none under a prompt of the model, or an id stands for another prompt.
         ConfigError: If the seed is negative.
     """
+    if not hasattr(selector, "model_"):
+        raise NotFittedError("evaluate needs a fitted oirl.PromptSelector: call fit(log), or oirl.load(folder), first")
     model = selector.model_
     check_seed(seed)
     rng = np.random.default_rng(seed)
@@ -174,6 +177,8 @@ class _Replay:
             )
         if not full.any():
             return self._unknown()
+        if len(np.unique(self.groups[full])) < MIN_QUERIES:
+            warnings.append(f"intervals of fewer than {MIN_QUERIES} unlike queries are too narrow to be relied upon")
         runs, successes, scores, groups = runs[full], successes[full], self.scores[full], self.groups[full]
         rates = successes / runs
         model, deployment = self.selector.model_, self.selector.deployment_
@@ -190,9 +195,7 @@ class _Replay:
         found = self._values(values, groups)
         found["best_prompt"]["prompt_id"] = model.prompt_ids_[best]
         found["selector"]["switched"] = float((chosen["selector"] != best).mean())
-        # Policies that were fixed before these runs were seen cannot be above the ceiling but by chance.
-        reached = max(found[name]["value"] for name in ("best_prompt", "selector", "knn"))
-        return found, self._ceiling(runs, successes, scores, reached)
+        return found, self._ceiling(runs, successes, scores, [values[name] for name in chosen], warnings)
 
     def _unknown(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         why = "none: no query was run under every prompt"
@@ -223,21 +226,34 @@ class _Replay:
             }
         return found
 
-    def _ceiling(self, runs: np.ndarray, successes: np.ndarray, scores: np.ndarray, reached: float) -> dict[str, Any]:
+    def _ceiling(
+        self,
+        runs: np.ndarray,
+        successes: np.ndarray,
+        scores: np.ndarray,
+        replayed: list[np.ndarray],
+        warnings: list[str],
+    ) -> dict[str, Any]:
         oracle = one_draw_oracle(runs, successes)
         repeated = np.all(runs > 1, axis=1)
         if not repeated.any():
             method = "not known: no query was run twice under every prompt, so luck and merit cannot be told apart"
             return {"value": None, "method": method, "one_draw_oracle": oracle}
+        if not repeated.all():
+            warnings.append(
+                f"the ceiling is that of the {int(repeated.sum()):,} queries that were run at least twice under every "
+                f"prompt, not of all {len(runs):,}"
+            )
         # An estimate by a model that has seen these runs would bring their luck back in.
         rates = self.selector.model_.train_.rates
         estimate = np.broadcast_to(rates, scores.shape) if self.seen else scores
         value = held_out_ceiling(runs[repeated], successes[repeated], estimate[repeated], self.rng)
         return {
-            "value": max(value, reached),
+            # Policies that were fixed before these runs were seen cannot be above the ceiling but by chance.
+            "value": max([value, *(float(v[repeated].mean()) for v in replayed)]),
             "method": _METHOD,
             "n_queries": int(repeated.sum()),
-            "one_draw_oracle": oracle,
+            "one_draw_oracle": one_draw_oracle(runs[repeated], successes[repeated]),
         }
 
 
@@ -253,10 +269,7 @@ def _check_prompts(everything: Cells, model: PromptRewardModel) -> None:
 
 def _data_warnings(log: pa.Table, everything: Cells, cells: Cells, model: PromptRewardModel) -> tuple[list[str], bool]:
     """Return what limits the figures, and whether the model has seen some of these queries."""
-    found = []
-    leaks = find_leaks(log).warning()
-    if leaks:
-        found.append(leaks)
+    found = [w for w in (find_leaks(log).warning(), pooled_models_warning(log)) if w]
     exact, near = model.train_.overlap(cells.queries)
     if exact + near:
         found.append(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+MIN_QUERIES = 20
+"""Unlike queries below which a bootstrap is too narrow to be relied upon."""
 _BLOCK = 2**22
 
 

@@ -102,6 +102,8 @@ def _write_errors(target: Path) -> Iterator[None]:
     except OirlError:
         raise
     except OSError as e:
+        if e.filename is not None and target.parent.resolve() not in Path(os.fsdecode(e.filename)).resolve().parents:
+            raise  # another file, which the block was reading
         raise WriteError(f"cannot write {target}: {e.strerror or ' '.join(str(e).split())}") from e
 
 

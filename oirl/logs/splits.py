@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from oirl.errors import ConfigError, DataError
-from oirl.logs.store import Source, read_log, write_log
+from oirl.logs.store import Source, conform_table, read_log, write_log
 from oirl.logs.text import mask_numbers, normalise, words
 
 NEAR_DUPLICATE = 0.8
@@ -221,6 +221,7 @@ def _parts(log: pa.Table, is_test: np.ndarray) -> tuple[pa.Table, pa.Table]:
 
 def distinct_queries(log: pa.Table) -> tuple[list[str], list[str], np.ndarray]:
     """Return the distinct query ids of a log in order of appearance, the text of each, and each row's position."""
+    log = conform_table(log, ("query_id", "query"))
     encoded = log["query_id"].cast(pa.string()).dictionary_encode().combine_chunks()
     index = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     first = np.unique(index, return_index=True)[1]

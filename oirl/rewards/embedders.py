@@ -1,7 +1,7 @@
 """Embedders: texts to the rows of a matrix that reward models learn from.
 
-An embedder works in two steps. `prepare` is the costly one and learns nothing, so it is done once for all folds;
-`fit` learns weights (a vocabulary, say) from the rows of a training fold, and `embed` gives their matrix.
+An embedder works in three steps: `prepare` reads texts and learns nothing, `fit` learns weights (a vocabulary, say)
+from prepared training texts, never from outcomes, and `embed` gives the matrix of prepared texts.
 """
 
 from __future__ import annotations
@@ -24,21 +24,11 @@ DEFAULT_SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _PROBE = "oirl checks with this sentence that an embedder is the one a model was trained with."
 
 
-class Prepared(Protocol):
-    """What `prepare` returns: it can be cut to some of its texts."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, index: np.ndarray) -> Prepared:
-        """Return the texts at the positions `index`, int (n,)."""
-        ...
-
-
 class Embedder(Protocol):
     """Turns texts into the rows of a matrix."""
 
     def prepare(self, texts: Sequence[str]) -> Any:
-        """Read the texts; returns a `Prepared`."""
+        """Read the texts."""
         ...
 
     def fit(self, prepared: Any) -> Any:
@@ -72,10 +62,6 @@ class TextFeatures:
 
     def __len__(self) -> int:
         return len(self.counts)
-
-    def rows(self, index: np.ndarray) -> TextFeatures:
-        """Return the texts at the positions `index`, int (n,)."""
-        return TextFeatures({name: g.rows(index) for name, g in self.blocks.items()}, self.counts[index])
 
 
 class TfidfEmbedder:
@@ -183,10 +169,6 @@ class DenseRows:
 
     def __len__(self) -> int:
         return len(self.matrix)
-
-    def rows(self, index: np.ndarray) -> DenseRows:
-        """Return the rows at the positions `index`, int (n,)."""
-        return DenseRows(self.matrix[index])
 
 
 class DenseEmbedder:
@@ -328,7 +310,7 @@ def make_embedder(spec: str | Callable[[list[str]], Any] | Embedder) -> Any:
         if not callable(function):
             raise ConfigError(f"the embedder {spec} is a {type(function).__name__}, not a function of texts")
         return DenseEmbedder(function, spec)
-    return resolve("embedders", spec)()
+    return resolve("embedders", spec)  # not registered: the error lists what is
 
 
 def restore_embedder(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray], given: Any = None) -> Any:

@@ -10,9 +10,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
+
+from oirl.logs.text import text_hash
 
 TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+|[$%?/.!]")
 NUMBER_TOKEN = "0"
@@ -50,14 +51,6 @@ class Grams:
     def documents(self) -> np.ndarray:
         """Return the document of each n-gram, int64 (N,)."""
         return np.repeat(np.arange(len(self.ends)), np.diff(self.ends, prepend=0))
-
-    def rows(self, index: np.ndarray) -> Grams:
-        """Return the n-grams of some documents, in the order of `index`, int (D',)."""
-        starts = np.r_[0, self.ends[:-1]][index]
-        sizes = self.ends[index] - starts
-        ends = np.cumsum(sizes)
-        inside = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - sizes, sizes)
-        return Grams(self.hashes[np.repeat(starts, sizes) + inside], ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +135,7 @@ def _counts(
 def word_grams(documents: Sequence[Sequence[str]], longest: int = 3) -> Grams:
     """Return the hashed word n-grams of 1 to `longest` tokens."""
     known: dict[str, int] = {}
-    flat = [known[t] if t in known else known.setdefault(t, _hash(t)) for d in documents for t in d]
+    flat = [known[t] if t in known else known.setdefault(t, text_hash(t)) for d in documents for t in d]
     sizes = np.array([len(d) for d in documents], dtype=np.int64)
     return _grams(np.array(flat, dtype=np.uint64), sizes, 1, longest)
 
@@ -178,7 +171,3 @@ def _grams(units: np.ndarray, sizes: np.ndarray, shortest: int, longest: int) ->
     order = np.argsort(owners, kind="stable")
     counts = np.bincount(owners, minlength=len(sizes))
     return Grams(np.concatenate(found)[order], np.cumsum(counts))
-
-
-def _hash(token: str) -> int:
-    return int.from_bytes(blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

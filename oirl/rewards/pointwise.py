@@ -271,8 +271,10 @@ class MLPScorer(PointwiseScorer):
 
 def _check_above_zero(name: str, **parameters: Any) -> None:
     for parameter, value in parameters.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            raise ConfigError(f"{parameter}={value!r} of the prompt model {name!r}: a number above 0 is needed")
+        whole = parameter in {"max_depth", "rounds", "hidden", "epochs"}
+        if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not value > 0:
+            kind = "whole number" if whole else "number"
+            raise ConfigError(f"{parameter}={value!r} of the prompt model {name!r}: a {kind} above 0 is needed")
 
 
 def _beside(left: Matrix, right: Matrix) -> Matrix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, UnknownNameError
 from oirl.logs.cells import Cells, make_cells
@@ -18,13 +20,13 @@ from oirl.logs.store import conform_table, first_line, table_fingerprint
 from oirl.logs.text import masked_hash, normalise, text_hash
 from oirl.registry import names, resolve
 from oirl.rewards.calibration import apply_platt, fit_platt
-from oirl.rewards.embedders import Matrix, TfidfEmbedder, make_embedder, restore_embedder
+from oirl.rewards.embedders import DenseEmbedder, Matrix, TfidfEmbedder, make_embedder, restore_embedder
 from oirl.rewards.knn import NearestNeighbours
 from oirl.rewards.saving import Manifest, read_arrays, read_manifest, save_folder
 
 _log = logging.getLogger(__name__)
 
-COLUMNS = ("query_id", "query", "prompt_id", "prompt", "correct", "split")
+COLUMNS = ("query_id", "query", "prompt_id", "prompt", "correct", "split", "model")
 """The columns of a log that reward models of prompts and their evaluation read."""
 
 
@@ -106,7 +108,9 @@ class TrainingSummary:
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Predictions for training queries by models that have not seen them nor a near duplicate.
+    """Predictions for training queries by models whose weights have seen neither them nor a near duplicate.
+
+    The vocabulary of `tfidf`, which learns nothing of outcomes, is that of all training queries.
 
     Attributes:
         cells: The training cells.
@@ -168,8 +172,8 @@ class PromptRewardModel:
             ConfigError: If a parameter is not allowed.
             UnknownNameError: If the model or the embedder is not registered.
         """
-        if self.folds < 2:
-            raise ConfigError(f"folds={self.folds}; at least 2 are needed")
+        if not isinstance(self.folds, (int, np.integer)) or self.folds < 2:
+            raise ConfigError(f"folds={self.folds!r}; a whole number of at least 2 is needed")
         check_seed(self.seed)
         log = conform_table(log, COLUMNS)
         cells, sparse = _without_sparse_prompts(make_cells(log))
@@ -179,7 +183,7 @@ class PromptRewardModel:
         n_groups = int(groups.labels.max()) + 1
         if n_groups < 2:
             raise DataError("all queries of the log are one query; at least two unlike queries are needed")
-        self.warnings_ = [w for w in [sparse, groups.warning()] if w]
+        self.warnings_ = [w for w in [sparse, groups.warning(), pooled_models_warning(log)] if w]
         self.prompt_ids_, self.prompts_ = list(cells.prompt_ids), list(cells.prompts)
         self.train_ = _summary(cells, table_fingerprint(log))
         self._embedder = make_embedder(self.embedder)
@@ -264,8 +268,8 @@ class PromptRewardModel:
                 "n_rows": train.n_rows,
                 "n_queries": train.n_queries,
                 "best_prompt": self.prompt_ids_[train.best],
-                "folds": self.folds,
-                "seed": self.seed,
+                "folds": int(self.folds),
+                "seed": int(self.seed),
             },
             "metrics": {},
             "calibration": {
@@ -325,6 +329,8 @@ class PromptRewardModel:
         model._platt = (slope, intercept)
         model._embedder = restore_embedder(manifest.embedder, _named(arrays, "embedder."), embedder)
         model._prompt_embedder = _prompt_embedder(model._embedder)
+        # Another fit of this model starts from the embedder that it was trained with.
+        model.embedder = model._embedder
         if hasattr(model._prompt_embedder, "restore"):
             model._prompt_embedder.restore(_named(arrays, "prompt_embedder."))
         known = names("prompt-models")
@@ -338,6 +344,15 @@ class PromptRewardModel:
         if not hasattr(self, "_scorer"):
             raise NotFittedError("this PromptRewardModel is not fitted; call fit(log) or oirl.load(folder) first")
         return self
+
+
+def pooled_models_warning(log: pa.Table) -> str | None:
+    """Return a sentence if the runs are of several language models, whose prompts cannot well be compared."""
+    found = [name for name in pc.unique(log["model"]).to_pylist() if name is not None]
+    if len(found) < 2:
+        return None
+    shown = ", ".join(sorted(found)[:4]) + (", …" if len(found) > 4 else "")
+    return f"the log holds runs of {len(found)} language models ({shown}), pooled here; use the rows of one at a time"
 
 
 def check_seed(seed: int) -> None:
@@ -389,7 +404,10 @@ def _make_scorer(name: str, params: Mapping[str, Any] | None) -> PromptScorer:
 
 def _prompt_embedder(embedder: Any) -> Any:
     # A handful of prompts needs a vocabulary of its own, in which a word of one prompt counts.
-    return TfidfEmbedder(min_df=1, blocks=("words", "chars")) if isinstance(embedder, TfidfEmbedder) else embedder
+    if isinstance(embedder, TfidfEmbedder):
+        return TfidfEmbedder(min_df=1, blocks=("words", "chars"))
+    # What another embedder learns of the prompts must not be overwritten by what it learns of the queries.
+    return embedder if isinstance(embedder, DenseEmbedder) else copy.deepcopy(embedder)
 
 
 def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

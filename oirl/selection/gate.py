@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from oirl.evaluation.intervals import bootstrap_means, percentile_interval
+from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval
 from oirl.evaluation.policies import replay, switch
 from oirl.rewards.prompts import HeldOut
 
 DEFAULT_MARGIN = 0.01
-MIN_QUERIES = 20
-"""Unlike queries under every prompt below which no gain is measured: a bootstrap of fewer is too narrow."""
 MARGINS = (DEFAULT_MARGIN, 0.0, 0.02, 0.05, 0.1)
 """Estimated gains from which a switch may pay. The first is taken unless another is clearly better on the log."""
 

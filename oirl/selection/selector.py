@@ -173,6 +173,7 @@ class PromptSelector:
         Returns:
             Positions of prompts, int64 (Q,).
         """
+        self._check_fitted()
         return switch(scores, self.model_.train_.best, self.deployment_.margin)
 
     def select(
@@ -213,7 +214,8 @@ class PromptSelector:
         ids = [text_id(q) for q in queries] if query_ids is None else list(query_ids)
         found: list[Selection] = []
         for i, query in enumerate(queries):
-            by_score = [int(c) for c in np.argsort(-scores[i], kind="stable") if c != choice[i]]
+            # Guesses of unseen prompts rank behind what is known.
+            by_score = [int(c) for c in np.lexsort((-scores[i], known < 0)) if c != choice[i]]
             row_scores = {c.prompt_id: float(scores[i, j]) for j, c in enumerate(candidates)}
             for rank, j in enumerate([int(choice[i]), *by_score][:top], 1):
                 found.append(
@@ -242,6 +244,7 @@ class PromptSelector:
             "deploy": self.deployment_.to_dict(),
             "warnings": self.warnings_,
         }
+        manifest["data"]["margins"] = [float(m) for m in self.margins]
         save_folder(path, manifest, arrays)
 
     @classmethod
@@ -261,7 +264,7 @@ class PromptSelector:
         model = PromptRewardModel.load(path, embedder=embedder)
         if deployment.policy not in ("selector", "best_prompt"):
             raise ModelFileError(f"{path}: unknown policy {deployment.policy!r} in the manifest; fit the model again")
-        selector = cls(model)
+        selector = cls(model, margins=tuple(manifest.data.get("margins", MARGINS)))
         selector.model_ = model
         selector.deployment_ = deployment
         selector.metrics_ = manifest.metrics

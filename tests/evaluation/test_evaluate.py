@@ -295,3 +295,32 @@ def test_another_reward_model_can_be_evaluated() -> None:
     result = evaluate(fitted, make_log(40, seed=2), draws=50)
     assert result.policies["selector"]["switched"] in (0.0, 1.0)  # it ranks prompts alike for all queries
     assert make_queries(2) != []
+
+
+def test_the_ceiling_speaks_of_the_repeated_queries_only(selector: PromptSelector) -> None:
+    """Five easy queries run twice must not make a ceiling for ninety-five hard ones run once."""
+    hard = make_log(95, replicates=1, seed=21)
+    easy = make_log(5, replicates=2, seed=22)
+    hard = column(hard, "correct", [False] * len(hard))
+    easy = column(easy, "correct", [True] * len(easy))
+    easy = column(easy, "query_id", [f"easy {i}" for i in easy["query_id"].to_pylist()])
+    result = evaluate(selector, pa.concat_tables([hard, easy]), draws=50)
+    assert result.ceiling["n_queries"] == 5
+    assert (result.ceiling["value"], result.ceiling["one_draw_oracle"]) == (1.0, 1.0)
+    assert any("not of all 100" in w for w in result.warnings)
+
+
+def test_runs_of_several_language_models_are_told(selector: PromptSelector, test_log: pa.Table) -> None:
+    names = pa.array(["weak" if i % 2 else "strong" for i in range(len(test_log))])
+    both = test_log.append_column("model", names)
+    assert any("2 language models (strong, weak)" in w for w in evaluate(selector, both, draws=50).warnings)
+    assert not any("language model" in w for w in evaluate(selector, test_log, draws=50).warnings)
+
+
+def test_an_unfitted_selector_is_a_user_error(test_log: pa.Table) -> None:
+    with pytest.raises(OirlError, match="fitted"):
+        evaluate(PromptSelector(), test_log)
+
+
+def test_few_queries_are_told_to_be_few(selector: PromptSelector) -> None:
+    assert any("fewer than 20" in w for w in evaluate(selector, make_log(5, seed=31), draws=50).warnings)

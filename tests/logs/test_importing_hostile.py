@@ -604,3 +604,15 @@ def test_a_folder_named_like_a_table(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").mkdir()
     (tmp_path / "rows.csv" / "part-0.csv").write_text(HEADER + "a,p,r\n")
     assert oirl.import_log(tmp_path / "rows.csv", tmp_path / "log.parquet").rows_kept == 1
+
+
+def test_lines_after_a_line_that_is_too_long_keep_their_numbers(tmp_path: Path) -> None:
+    row = '{"query": "q%d", "prompt": "p"}\n'
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        file.write(row % 0)
+        file.write("x" * (45 << 20) + "\n")
+        file.writelines(row % i for i in range(120_000))
+        file.write("BAD\n" + row % -1)
+    oirl.import_log(tmp_path / "rows.jsonl", tmp_path / "log.parquet")
+    lines = (tmp_path / "log.rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [2, 120_003]

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from conftest import make_queries
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from oirl.rewards.features import CUES, Grams, char_grams, parse, word_grams
@@ -144,15 +144,3 @@ def test_character_grams_mark_the_ends() -> None:
     assert np.diff(grams.ends, prepend=0).tolist() == [5, 7, 0]
     cat, cats = set(grams.hashes[:5].tolist()), set(grams.hashes[5:].tolist())
     assert len(cat & cats) == 3  # " ca", "cat", " cat"; "at " and "cat " stand in one of the two only
-
-
-@settings(max_examples=60, deadline=None)
-@given(DOCUMENTS.filter(bool), st.data())
-def test_rows_equal_the_grams_of_those_documents(documents: list[list[str]], data: st.DataObject) -> None:
-    picked = data.draw(st.lists(st.integers(0, len(documents) - 1), max_size=8))
-    for make in (word_grams, char_grams):
-        got = make(documents).rows(np.array(picked, dtype=np.int64))
-        expected = make([documents[i] for i in picked])
-        assert got.hashes.tolist() == expected.hashes.tolist()
-        assert got.ends.tolist() == expected.ends.tolist()
-        assert got.documents().tolist() == expected.documents().tolist()

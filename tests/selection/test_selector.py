@@ -286,3 +286,18 @@ def test_a_log_with_holes_says_on_which_queries_the_prompts_were_compared() -> N
     hole = [i >= 90 or p != "b" for i, p in zip(range(len(table)), table["prompt_id"].to_pylist(), strict=True)]
     (warning,) = PromptSelector().fit(table.filter(pa.array(hole))).warnings_
     assert "compared on the 85 of 100 queries" in warning
+
+
+def test_a_loaded_selector_fits_as_the_saved_one_did(tmp_path: Path) -> None:
+    first = PromptSelector(PromptRewardModel(seed=np.int64(3)), margins=(0.3,)).fit(make_log(60))
+    first.save(tmp_path / "m")
+    again = load(tmp_path / "m")
+    assert again.margins == (0.3,)
+    assert again.fit(make_log(60)).deployment_ == first.deployment_
+    assert np.array_equal(again.model_.predict_proba(QUERIES), first.model_.predict_proba(QUERIES))
+
+
+def test_guesses_rank_behind_known_prompts(selector: PromptSelector) -> None:
+    known = [Candidate(i, p) for i, p in zip(selector.model_.prompt_ids_, selector.model_.prompts_, strict=True)]
+    rows = selector.select(QUERIES[:1], [Candidate("new", "Something else."), *known], top=4)
+    assert [s.extrapolation for s in rows] == [False, False, False, True]

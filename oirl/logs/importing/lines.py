@@ -84,7 +84,11 @@ class CheckedText(io.RawIOBase):
 
 
 def read_head(path: Path, size: int = 1 << 16) -> bytes:
-    """Return the first bytes of a file, unpacked if it is gzipped; empty for what cannot be unpacked."""
+    """Return the first bytes of a file, unpacked if it is gzipped.
+
+    Raises:
+        DataError: If the file cannot be read or unpacked.
+    """
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
             return stream.read(size)
@@ -128,7 +132,8 @@ def read_blocks(path: Path) -> Iterator[Block]:
                     yield Block(b"", line, 0, [refusal])
                     continue
                 if cut:
-                    block = Block(rest + data[:cut], line, data.count(b"\n"))
+                    text = rest + data[:cut]
+                    block = Block(text, line, text.count(b"\n"))
                     line += block.line_count
                     rest = data[cut:]
                     yield block
@@ -137,7 +142,7 @@ def read_blocks(path: Path) -> Iterator[Block]:
     except (pa.ArrowException, OSError, EOFError) as e:
         raise DataError(f"{path} cannot be read to its end: {first_line(e)}; is it truncated?") from e
     if rest:
-        yield Block(rest, line, 1)
+        yield Block(rest, line, rest.count(b"\n") + (not rest.endswith(b"\n")))
 
 
 def _skip_line(stream: pa.NativeFile) -> bytes:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -255,7 +255,6 @@ class _Rejections:
         self._strict = strict
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
-        self._lines: Iterator[Any] | None = None
         self.written: str | None = None
 
     def __enter__(self) -> _Rejections:
