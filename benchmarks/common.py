@@ -24,7 +24,7 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
 def read_prompt_log(data: Path, name: str):
     """Import one of the Prompt-OIRL logs with oirl and read it."""
     import oirl
-    from oirl.rewards.prompts import COLUMNS
+    from oirl.rewards.training import COLUMNS
 
     source = data / "prompt_oirl_llama2" / f"{name}.parquet"
     if not source.is_file():

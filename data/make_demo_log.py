@@ -17,6 +17,7 @@ import gzip
 import json
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from oirl.logs.splits import assign_test, group_queries
 from oirl_data import demo_path, small_lm_path
 from oirl_data.problems import KINDS, Problem, generate_problems
-from oirl_data.prompts import PROMPTS, render
+from oirl_data.prompts import PROMPTS, TAUGHT, render
 from sample_replies import SAMPLING, is_right, sample_replies
 
 FRESH_QUERIES = 12
@@ -78,6 +79,16 @@ def make_rows(
     ]
 
 
+def styles(rows: list[Row]) -> dict[str, float]:
+    """Return the share of right replies of the taught prompts, of those that write a calculation and of the others."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row["prompt_id"] in TAUGHT:
+            style = "worked_out" if "=" in row["response"] else "answer_only"
+            right[style].append(is_right(row["response"], int(row["answer"])))
+    return {style: round(sum(found) / len(found), 3) for style, found in right.items()}
+
+
 def split_problems(problems: list[Problem], test: float, seed: int) -> list[str]:
     """Return "train" or "test" for each problem; near duplicates stay together, as everywhere in oirl."""
     queries = [problem.query for problem in problems]
@@ -85,21 +96,26 @@ def split_problems(problems: list[Problem], test: float, seed: int) -> list[str]
     return ["test" if is_test else "train" for is_test in mask]
 
 
+def read_log(log: Path) -> list[Row]:
+    """Return the rows of a log that was written before."""
+    with gzip.open(log, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def share_like_the_log(rows: list[Row], log: Path) -> float:
     """Return the share of rows whose response stands in the log, for the same query, prompt and replicate."""
-    with gzip.open(log, "rt", encoding="utf-8") as file:
-        logged = [json.loads(line) for line in file]
+    logged = read_log(log)
     cell = ("query_id", "prompt_id", "replicate")
     responses = {tuple(row[name] for name in cell): row["response"] for row in logged}
     same = [responses[tuple(row[name] for name in cell)] == row["response"] for row in rows]
     return sum(same) / len(same)
 
 
-def success(rows: list[Row], split: str) -> dict[str, dict[str, float]]:
-    """Return the share of right replies of a split for each prompt, by kind of problem and over all."""
+def success(rows: list[Row], splits: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the share of right replies of some splits for each prompt, by kind of problem and over all."""
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for row in rows:
-        if row["split"] == split:
+        if row["split"] in splits:
             ok = is_right(row["response"], int(row["answer"]))
             right[row["prompt_id"], row["metadata"]["kind"]].append(ok)
             right[row["prompt_id"], "all"].append(ok)
@@ -116,7 +132,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
 
     Both choices, of one prompt for all and of one for each kind, are made on train and measured on test.
     """
-    train, test = success(rows, "train"), success(rows, "test")
+    train, test = success(rows, ["train"]), success(rows, ["test"])
     single = max(PROMPTS, key=lambda prompt_id: train[prompt_id]["all"])
     by_kind = {kind: max(PROMPTS, key=lambda prompt_id: train[prompt_id][kind]) for kind in KINDS}
     graded = [
@@ -135,6 +151,8 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         "best_prompt_by_kind": by_kind,
         "best_by_kind_test_success": reached,
         "best_by_kind_test_gain": round(reached - test[single]["all"], 3),
+        "taught_prompts_by_style": styles(rows),
+        "success": success(rows, ["train", "test"]),
         "train_success": train,
         "test_success": test,
     }
@@ -158,9 +176,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--queries", type=int, default=1200, help="number of queries")
     parser.add_argument("--test", type=float, default=1 / 3, help="share of test queries")
+    parser.add_argument("--summary", action="store_true", help="only print what is measured of the log")
     parser.add_argument("--check", type=int, metavar="ROWS", help="only compare so many rows with the log")
     parser.add_argument("--replicates", type=int, default=2)
     args = parser.parse_args()
+    if args.summary:
+        print(json.dumps(summary(read_log(args.out / "replies.jsonl.gz")), indent=1))
+        return
     # One thread: the order of additions in the model would depend on the number of threads.
     torch.set_num_threads(1)
     rng = random.Random(f"demo:{args.seed}")

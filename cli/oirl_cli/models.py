@@ -36,8 +36,9 @@ def fit(
 ) -> None:
     """Train a reward model r(query, prompt), and decide by cross-fitting whether choosing per query pays."""
     from oirl.logs.store import read_log
-    from oirl.rewards.prompts import COLUMNS, PromptRewardModel
+    from oirl.rewards.prompts import PromptRewardModel
     from oirl.rewards.saving import read_manifest
+    from oirl.rewards.training import COLUMNS
     from oirl.selection.selector import PromptSelector
 
     if target not in TARGETS:
@@ -69,7 +70,7 @@ def evaluate(
     """Evaluate the model and what it would choose on a log, with 95% intervals."""
     from oirl.evaluation.evaluate import evaluate as run
     from oirl.logs.store import read_log
-    from oirl.rewards.prompts import COLUMNS
+    from oirl.rewards.training import COLUMNS
     from oirl.selection.selector import PromptSelector
 
     with working(f"evaluating {model}"):

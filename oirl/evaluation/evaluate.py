@@ -16,7 +16,8 @@ from oirl.evaluation.success import prompt_success, success_interval
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.splits import find_leaks, group_queries, test_rows
 from oirl.logs.store import conform_table
-from oirl.rewards.prompts import COLUMNS, PromptRewardModel, check_seed, pooled_models_warning
+from oirl.rewards.prompts import PromptRewardModel
+from oirl.rewards.training import COLUMNS, check_seed, pooled_models_warning
 
 POLICIES = ("best_prompt", "selector", "deployed", "knn", "random")
 _METHOD = "at least this: choose on all runs but one, score on the run left out; or what a policy here reaches"

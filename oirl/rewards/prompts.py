@@ -6,32 +6,31 @@ import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, UnknownNameError
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.splits import assign_folds, group_queries
 from oirl.logs.store import conform_table, first_line, table_fingerprint
-from oirl.logs.text import masked_hash, normalise, text_hash
 from oirl.registry import names, resolve
 from oirl.rewards.calibration import apply_platt, fit_platt
 from oirl.rewards.embedders import DenseEmbedder, Matrix, TfidfEmbedder, make_embedder, restore_embedder
 from oirl.rewards.knn import NearestNeighbours
 from oirl.rewards.saving import Manifest, read_arrays, read_manifest, save_folder
+from oirl.rewards.training import (
+    COLUMNS,
+    HeldOut,
+    TrainingSummary,
+    check_seed,
+    pooled_models_warning,
+    summarise,
+    without_sparse_prompts,
+)
 
 _log = logging.getLogger(__name__)
-
-COLUMNS = ("query_id", "query", "prompt_id", "prompt", "correct", "split", "model")
-"""The columns of a log that reward models of prompts and their evaluation read."""
-
-
-SPARSE_SHARE = 0.1
-"""Share of the most-run prompt's queries below which a prompt is left out of the model."""
 
 _UNSOUND = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, UnknownNameError)
 
@@ -75,54 +74,6 @@ class PromptScorer(Protocol):
     def restore(self, state: Mapping[str, np.ndarray]) -> PromptScorer:
         """Take the arrays that `state` gave."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSummary:
-    """What a model remembers of its training log.
-
-    Attributes:
-        rates: Success of each prompt: the mean over queries of the mean over runs, float (P,).
-        best: Position of the best single prompt.
-        texts: Sorted hashes of the normalised queries, uint64.
-        wordings: Sorted hashes of the queries with numbers masked, uint64.
-        n_rows: Graded runs.
-        n_queries: Distinct queries.
-        fingerprint: Of the rows learned from.
-    """
-
-    rates: np.ndarray
-    best: int
-    texts: np.ndarray
-    wordings: np.ndarray
-    n_rows: int
-    n_queries: int
-    fingerprint: str
-
-    def overlap(self, queries: Sequence[str]) -> tuple[int, int]:
-        """Return how many queries stood in the training log, and how many more did with other numbers."""
-        same = _among(np.array([text_hash(normalise(q)) for q in queries], dtype=np.uint64), self.texts)
-        near = _among(np.array([masked_hash(q) for q in queries], dtype=np.uint64), self.wordings) & ~same
-        return int(same.sum()), int(near.sum())
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Predictions for training queries by models whose weights have seen neither them nor a near duplicate.
-
-    The vocabulary of `tfidf`, which learns nothing of outcomes, is that of all training queries.
-
-    Attributes:
-        cells: The training cells.
-        probability: Predicted success, float (Q, P).
-        fold: Fold of each query, int64 (Q,).
-        groups: Group of near duplicates of each query, int64 (Q,); None where each query is its own.
-    """
-
-    cells: Cells
-    probability: np.ndarray
-    fold: np.ndarray
-    groups: np.ndarray | None = None
 
 
 class PromptRewardModel:
@@ -176,7 +127,7 @@ class PromptRewardModel:
             raise ConfigError(f"folds={self.folds!r}; a whole number of at least 2 is needed")
         check_seed(self.seed)
         log = conform_table(log, COLUMNS)
-        cells, sparse = _without_sparse_prompts(make_cells(log))
+        cells, sparse = without_sparse_prompts(make_cells(log))
         if len(cells.prompt_ids) < 2:
             raise DataError(f"the log has one prompt only ({cells.prompt_ids[0]}); there is nothing to choose from")
         groups = group_queries(cells.queries)
@@ -185,7 +136,7 @@ class PromptRewardModel:
             raise DataError("all queries of the log are one query; at least two unlike queries are needed")
         self.warnings_ = [w for w in [sparse, groups.warning(), pooled_models_warning(log)] if w]
         self.prompt_ids_, self.prompts_ = list(cells.prompt_ids), list(cells.prompts)
-        self.train_ = _summary(cells, table_fingerprint(log))
+        self.train_ = summarise(cells, table_fingerprint(log))
         self._embedder = make_embedder(self.embedder)
         self._prompt_embedder = _prompt_embedder(self._embedder)
         read_prompts = self._prompt_embedder.prepare(cells.prompts)
@@ -346,54 +297,6 @@ class PromptRewardModel:
         return self
 
 
-def pooled_models_warning(log: pa.Table) -> str | None:
-    """Return a sentence if the runs are of several language models, whose prompts cannot well be compared."""
-    found = [name for name in pc.unique(log["model"]).to_pylist() if name is not None]
-    if len(found) < 2:
-        return None
-    shown = ", ".join(sorted(found)[:4]) + (", …" if len(found) > 4 else "")
-    return f"the log holds runs of {len(found)} language models ({shown}), pooled here; use the rows of one at a time"
-
-
-def check_seed(seed: int) -> None:
-    """Raise `ConfigError` unless `seed` is a whole number of 0 or more."""
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"seed={seed!r}; a whole number of 0 or more is needed")
-
-
-def _without_sparse_prompts(cells: Cells) -> tuple[Cells, str | None]:
-    """Leave out prompts that were hardly run: one lucky run would make the best prompt, or leave no complete query."""
-    queries = np.bincount(cells.prompt_index, minlength=len(cells.prompt_ids))
-    kept = queries >= SPARSE_SHARE * queries.max()
-    if kept.all():
-        return cells, None
-    left_out = ", ".join(f"{cells.prompt_ids[i]} ({queries[i]})" for i in np.flatnonzero(~kept))
-    warning = (
-        f"prompts run on less than {SPARSE_SHARE:.0%} of the queries of the most-run prompt ({queries.max():,}) were "
-        f"left out: {left_out}"
-    )
-    return cells.of_prompts([name for name, keep in zip(cells.prompt_ids, kept, strict=True) if keep]), warning
-
-
-def _summary(cells: Cells, fingerprint: str) -> TrainingSummary:
-    runs, successes = cells.matrices()
-    asked = runs > 0
-    per_query = np.divide(successes, runs, out=np.zeros(runs.shape), where=asked)
-    rates = per_query.sum(axis=0) / asked.sum(axis=0)
-    # Prompts are compared on the same queries, where enough queries were run under all of them.
-    full = np.all(asked, axis=1)
-    compared = per_query[full].mean(axis=0) if full.sum() >= SPARSE_SHARE * len(full) else rates
-    return TrainingSummary(
-        rates=rates,
-        best=int(compared.argmax()),
-        texts=np.unique(np.array([text_hash(normalise(q)) for q in cells.queries], dtype=np.uint64)),
-        wordings=np.unique(np.array([masked_hash(q) for q in cells.queries], dtype=np.uint64)),
-        n_rows=int(cells.runs.sum()),
-        n_queries=len(cells.queries),
-        fingerprint=fingerprint,
-    )
-
-
 def _make_scorer(name: str, params: Mapping[str, Any] | None) -> PromptScorer:
     factory = resolve("prompt-models", name)
     try:
@@ -412,9 +315,3 @@ def _prompt_embedder(embedder: Any) -> Any:
 
 def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _among(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    if not len(known):
-        return np.zeros(len(hashes), dtype=bool)
-    return known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes

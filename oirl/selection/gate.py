@@ -10,7 +10,7 @@ import numpy as np
 
 from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval
 from oirl.evaluation.policies import replay, switch
-from oirl.rewards.prompts import HeldOut
+from oirl.rewards.training import HeldOut
 
 DEFAULT_MARGIN = 0.01
 MARGINS = (DEFAULT_MARGIN, 0.0, 0.02, 0.05, 0.1)

@@ -20,8 +20,9 @@ from oirl.logs.queries import read_prompts
 from oirl.logs.splits import find_leaks, train_rows
 from oirl.logs.store import conform_table
 from oirl.logs.text import template_id, text_id
-from oirl.rewards.prompts import COLUMNS, PromptRewardModel
+from oirl.rewards.prompts import PromptRewardModel
 from oirl.rewards.saving import read_manifest, save_folder
+from oirl.rewards.training import COLUMNS
 from oirl.selection.gate import MARGINS, Deployment, decide
 
 

@@ -324,3 +324,11 @@ def test_an_unfitted_selector_is_a_user_error(test_log: pa.Table) -> None:
 
 def test_few_queries_are_told_to_be_few(selector: PromptSelector) -> None:
     assert any("fewer than 20" in w for w in evaluate(selector, make_log(5, seed=31), draws=50).warnings)
+
+
+def test_the_ceiling_on_training_queries_holds_no_luck() -> None:
+    """There the model has seen the runs: its estimates must not bring their luck into the ceiling."""
+    table = make_log(120, effect=0.0)
+    result = evaluate(PromptSelector().fit(table), table, draws=50)
+    assert any("stood in the training log" in w for w in result.warnings)
+    assert result.ceiling["value"] < 0.63

@@ -93,3 +93,12 @@ def coverage(kind: str, simulations: int = 400) -> float:
 @pytest.mark.parametrize("kind", ["gain", "success"])
 def test_intervals_cover_the_truth_as_often_as_they_say(kind: str) -> None:
     assert 0.92 <= coverage(kind) <= 0.98
+
+
+def test_clusters_of_unlike_sizes_give_means_over_queries() -> None:
+    """Whatever clusters are drawn, the mean of ones is one; and a large cluster weighs by its queries."""
+    clusters = np.repeat([0, 1, 2], [1, 5, 50])
+    assert bootstrap_means(np.ones((56, 1)), np.random.default_rng(0), 200, clusters) == pytest.approx(1.0)
+    draws = bootstrap_means((clusters == 2).astype(float)[:, None], np.random.default_rng(0), 500, clusters)
+    possible = {a * 50 / (a * 50 + b * 5 + c) for a in range(4) for b in range(4 - a) for c in [3 - a - b]}
+    assert {round(float(d), 9) for d in draws[:, 0]} <= {round(v, 9) for v in possible}

@@ -248,3 +248,13 @@ def test_a_component_found_through_an_entry_point_can_be_loaded_again(
     model = PromptRewardModel("mine").fit(make_log(12))
     model.save(tmp_path / "m")
     assert np.array_equal(load(tmp_path / "m").predict_proba(QUERIES), model.predict_proba(QUERIES))
+
+
+def test_probabilities_are_those_of_new_queries() -> None:
+    """The truth of the generator is known: 0.9 and 0.1 by kind for a and b, 0.55 for c."""
+    model = PromptRewardModel().fit(make_log(300))
+    queries = make_queries(200, seed=77)
+    truth = np.array([[0.9, 0.1, 0.55] if "alpha" in q else [0.1, 0.9, 0.55] for q in queries])
+    predicted = model.predict_proba(queries)
+    assert np.abs(predicted.mean(axis=0) - truth.mean(axis=0)).max() < 0.06
+    assert np.abs(predicted - truth).mean() < 0.12

@@ -357,3 +357,12 @@ def test_the_command_line_says_it_in_one_line(folder: Path, how: str) -> None:
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("oirl: ")
+
+
+def test_a_sound_file_of_another_model_is_refused_by_its_checksum(folder: Path) -> None:
+    with np.load(folder / "weights.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["scorer.stack"] = arrays["scorer.stack"] + 0.5
+    np.savez_compressed(folder / "weights.npz", **arrays)
+    with pytest.raises(ModelFileError, match="SHA-256"):
+        load(folder)

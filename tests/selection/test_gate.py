@@ -11,7 +11,7 @@ from conftest import make_log
 
 from oirl import PromptSelector
 from oirl.logs.cells import Cells
-from oirl.rewards.prompts import HeldOut
+from oirl.rewards.training import HeldOut
 from oirl.selection.gate import MARGINS, best_margin, cross_fitted_gains, decide
 
 
