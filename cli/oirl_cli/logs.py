@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from oirl.errors import ConfigError
-from oirl_cli.output import note, print_json, working
+from oirl_cli.output import note, print_json, shorten, working
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +33,12 @@ def import_(
         str | None,
         typer.Option("--grade", help="Give the verdicts: numeric, exact, choice, math or package.module:function."),
     ] = None,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", help="Which filter's verdicts to read, where a run has several (lm-eval).")
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option("--scorer", help="Which score gives the verdict, where a format keeps several.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse everything at the first bad row.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -47,6 +53,8 @@ def import_(
             mapping=_pairs("--map", map_),
             constants=_pairs("--set", set_),
             grade=grade,
+            filter=filter_,
+            scorer=scorer,
             strict=strict,
             progress=say,
         )
@@ -59,6 +67,8 @@ def import_(
         print(f"  {report.n_queries:,} queries, {report.n_prompts:,} prompts")
     for file in report.files:
         print(f"  {file['file']} ({file['format']}): {file['rows_kept']:,} kept, {file['rows_refused']:,} refused")
+        for prompt in (p for p in report.prompts if p["file"] == file["file"]):
+            print(f"    {_origin(prompt)}: {shorten(prompt['prompt'])}")
     if report.grade:
         g = report.grade
         print(
@@ -94,6 +104,11 @@ def split(
         print(f"{part['file']}: {part['rows']:,} rows, {part['queries']:,} queries")
     for warning in report["warnings"]:
         note(f"warning: {warning}")
+
+
+def _origin(prompt: dict[str, Any]) -> str:
+    checked = f"fits {prompt['fits']:,} of {prompt['rows']:,} rendered texts"
+    return f"prompt kept by the tool ({checked})" if prompt["source"] == "format" else f"prompt recovered ({checked})"
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:

@@ -39,6 +39,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(width=width, highlight=False, soft_wrap=False).print(table)
 
 
+def shorten(text: str, width: int = 72) -> str:
+    """Return a text on one line, cut to `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
 def percent(value: float | None) -> str:
     """Return a share as per cent, a dash where it is not known."""
     return "–" if value is None else f"{100 * value:.1f}%"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oirl.errors import ConfigError, DataError, NotFoundError
-from oirl.logs.importing.base import Chunk
+from oirl.logs.importing.base import Chunk, Request
 from oirl.logs.importing.coerce import coerce
 from oirl.logs.importing.pipeline import detect
 from oirl.logs.store import find_files
@@ -58,7 +58,7 @@ def read_queries(path: str | Path) -> tuple[list[str], list[str]]:
 def _query_chunks(file: Path) -> Iterator[Chunk]:
     importer = detect(file)
     try:
-        yield from importer.chunks(file, {"query_id": "query_id", "query": "query"})
+        yield from importer.chunks(file, Request({"query_id": "query_id", "query": "query"}))
     except DataError as e:
         # What helps an import does not help here.
         message, _, advice = str(e).partition("; use --map")

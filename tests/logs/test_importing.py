@@ -262,7 +262,7 @@ def test_a_missing_column_names_the_columns_there(tmp_path: Path, name: str) -> 
         ({"constants": {"modle": "m"}}, r"--set modle=m: no column 'modle' \(did you mean 'model'\?\)"),
         ({"constants": {"correct": "maybe"}}, "--set correct=maybe: correct is 'maybe': allowed are"),
         ({"constants": {"model": "m"}, "mapping": {"model": "m"}}, "'model' stands in both"),
-        ({"format": "jsnl"}, r"unknown format 'jsnl' \(did you mean 'jsonl'\?\); known: parquet"),
+        ({"format": "jsnl"}, r"unknown format 'jsnl' \(did you mean 'jsonl'\?\); known: gsm8k"),
         ({"grade": "numerik"}, r"unknown checker 'numerik' \(did you mean 'numeric'\?\)"),
     ],
 )

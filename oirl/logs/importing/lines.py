@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -143,6 +145,29 @@ def read_blocks(path: Path) -> Iterator[Block]:
         raise DataError(f"{path} cannot be read to its end: {first_line(e)}; is it truncated?") from e
     if rest:
         yield Block(rest, line, rest.count(b"\n") + (not rest.endswith(b"\n")))
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of each line that is not blank, a `Refusal` for one that is not JSON.
+
+    Raises:
+        DataError: As `read_blocks`.
+    """
+    for block in read_blocks(path):
+        yield from ((r.row, r) for r in block.refused)
+        yield from parse_json_lines(block)
+
+
+def parse_json_lines(block: Block) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of each line of a block, a `Refusal` for one that is not JSON."""
+    for row, line in enumerate(block.data.split(b"\n"), block.first_line):
+        if not line.strip():
+            continue
+        try:
+            yield row, json.loads(line.decode())  # of bytes, json would guess UTF-16
+        except (ValueError, RecursionError) as e:
+            kind = "not UTF-8" if isinstance(e, UnicodeDecodeError) else f"not JSON ({str(e)[:200]})"
+            yield row, Refusal(row, kind, _start(line))
 
 
 def _skip_line(stream: pa.NativeFile) -> bytes:

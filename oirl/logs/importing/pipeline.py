@@ -14,7 +14,8 @@ from typing import Any
 from oirl.errors import ConfigError, DataError, nearest
 from oirl.logs.atomic import atomic_file
 from oirl.logs.grading import Grader
-from oirl.logs.importing.base import Importer, Refusal
+from oirl.logs.importing.base import Importer, Refusal, Request
+from oirl.logs.importing.hub import PREFIX, hub_files, saved_files
 from oirl.logs.importing.lines import read_head
 from oirl.logs.importing.rows import RowBuilder
 from oirl.logs.store import LogWriter, Source, find_files
@@ -38,6 +39,8 @@ class ImportReport:
         n_queries: Distinct queries.
         n_prompts: Distinct prompts.
         grade: Counts of the checker, None without one.
+        prompts: For formats of tools: [{file, prompt, source, rows, fits}], where each prompt comes from and how many
+            of the rendered texts are that template, filled.
         fingerprint: Of the content written.
         warnings: What the log lacks.
     """
@@ -53,6 +56,7 @@ class ImportReport:
     n_queries: int = 0
     n_prompts: int = 0
     grade: dict[str, Any] | None = None
+    prompts: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: str = ""
     warnings: list[str] = field(default_factory=list)
 
@@ -69,6 +73,8 @@ def import_log(
     mapping: Mapping[str, str] | None = None,
     constants: Mapping[str, str] | None = None,
     grade: str | None = None,
+    filter: str | None = None,
+    scorer: str | None = None,
     strict: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ImportReport:
@@ -81,6 +87,8 @@ def import_log(
         mapping: Column of the log -> field of the files, where the names differ; fields may be dotted paths.
         constants: Column of the log -> value for all rows.
         grade: A checker that gives the verdicts.
+        filter: Which of several filters of one run to read (lm-eval).
+        scorer: Which score gives the verdict, where a format keeps several; its main one by default.
         strict: Refuse everything at the first row that does not fit.
         progress: Called with a line of text now and then.
 
@@ -92,6 +100,7 @@ def import_log(
     """
     located = _locate(sources, format)
     record = _one_record(located)
+    _check_options(located, {"filter": filter, "scorer": scorer})
     mapping, constants = dict(mapping or {}), dict(constants or {})
     _check_columns(record, mapping, constants)
     if grade and record != "interactions":
@@ -105,7 +114,8 @@ def import_log(
     with LogWriter(out, record) as writer, _Rejections(out, strict) as rejections:
         for path, importer in located:
             before = (report.rows_kept, report.rows_refused)
-            for chunk in importer.chunks(path, fields):
+            request = Request(fields, mapping, filter, scorer)
+            for chunk in importer.chunks(path, request):
                 batch, refused = builder.build(chunk)
                 rejections.add(path, refused)
                 writer.write(batch)
@@ -115,6 +125,8 @@ def import_log(
                     progress(f"{path.name}: {report.rows_kept:,} rows kept, {report.rows_refused:,} refused")
             kept, lost = report.rows_kept - before[0], report.rows_refused - before[1]
             report.files.append({"file": str(path), "format": importer.name, "rows_kept": kept, "rows_refused": lost})
+            report.prompts.extend({"file": str(path), **note.to_dict()} for note in request.prompts)
+            report.warnings.extend(request.warnings)
         if not report.rows_kept:
             raise DataError(_nothing_kept(located, rejections))
         if grader and not grader.counts.graded:
@@ -128,7 +140,7 @@ def import_log(
     report.n_queries, report.n_prompts = builder.n_queries, builder.n_prompts
     report.grade = grader.counts.to_dict() if grader else None
     report.fingerprint = writer.fingerprint
-    report.warnings = _warnings(builder, grader)
+    report.warnings.extend(_warnings(builder, grader))
     return report
 
 
@@ -158,7 +170,7 @@ def detect(path: Path) -> Importer:
 
 
 def _sniff(path: Path) -> Importer | None:
-    head = b"" if path.is_dir() else read_head(path)
+    head = read_head(path)
     for name in names("formats"):
         importer: Importer = resolve("formats", name)
         if importer.sniff(path, head):
@@ -170,19 +182,50 @@ def _locate(sources: Source | Sequence[Source], format: str) -> list[tuple[Path,
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     located: list[tuple[Path, Importer]] = []
+    seen: set[Path] = set()
     for source in sources:
-        # A folder may itself be one run of a tool; only when no format says so are its files taken.
-        whole = _sniff(Path(source)) if Path(source).is_dir() and format == "auto" else None
-        paths = [Path(source)] if whole else find_files(source)
-        for path in paths:
-            if path.resolve() in {known.resolve() for known, _ in located}:
+        for path, importer in _found(source, format):
+            if path.resolve() in seen:
                 continue
-            if not path.is_dir() and path.stat().st_size == 0:
+            seen.add(path.resolve())
+            if path.is_file() and path.stat().st_size == 0:
                 raise DataError(f"{path} is empty")
-            located.append((path, whole or (detect(path) if format == "auto" else _named(format))))
+            located.append((path, importer or (detect(path) if format == "auto" else _named(format))))
     if not located:
         raise ConfigError("no file named; name a file, a folder or a pattern")
     return located
+
+
+def _found(source: Source, format: str) -> list[tuple[Path, Importer | None]]:
+    """Return the files of a source, with their importer where the source as a whole tells it."""
+    if str(source).startswith(PREFIX):
+        return [(path, None) for path in hub_files(str(source))]
+    folder = Path(source)
+    if folder.is_dir():
+        runs = _runs_in(folder, format)
+        if runs:
+            return list(runs)
+        saved = saved_files(folder)
+        if saved:
+            return [(path, None) for path in saved]
+    return [(path, None) for path in find_files(source)]
+
+
+def _runs_in(folder: Path, format: str) -> list[tuple[Path, Importer]]:
+    """Return the runs of tools that a folder holds; if it holds any, its other files are none."""
+    asked = [resolve("formats", name) for name in names("formats")] if format == "auto" else [_named(format)]
+    finders = [importer for importer in asked if hasattr(importer, "find")]
+    return [(path, importer) for importer in finders for path in importer.find(folder)]
+
+
+def _check_options(located: list[tuple[Path, Importer]], options: Mapping[str, str | None]) -> None:
+    for option, value in options.items():
+        if value is None:
+            continue
+        followed = [i for _, i in located if option in getattr(i, "options", ())]
+        if len(followed) < len(located):
+            other = next(i for _, i in located if option not in getattr(i, "options", ()))
+            raise ConfigError(f"--{option} {value}: the format {other.name} has no {option}s; leave it out")
 
 
 def _named(format: str) -> Importer:

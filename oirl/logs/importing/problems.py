@@ -2,119 +2,113 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from oirl.errors import DataError
-from oirl.logs.importing.base import Chunk, Refusal
-from oirl.logs.importing.lines import read_blocks, read_whole
+from oirl.logs.importing.base import Chunk, Refusal, Request
+from oirl.logs.importing.objects import first_object, read_objects
+from oirl.logs.importing.runs import BATCH, batches
 
 
 @dataclass(frozen=True)
 class Gsm8kProblems:
-    """GSM8K: a line per problem with `question` and a worked `answer` that ends in `#### 18`."""
+    """GSM8K: a row per problem with `question` and a worked `answer` that ends in `#### 18`."""
 
     name: str = "gsm8k"
-    description: str = "GSM8K problems (train.jsonl, test.jsonl) as a query list"
+    description: str = "GSM8K problems (train.jsonl, test.jsonl, or from the hub) as a query list"
     record: str = "queries"
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Accept a first object that has just the two fields and the mark of the final answer."""
-        try:
-            first = json.loads(head.split(b"\n", 1)[0])
-        except (ValueError, RecursionError):
-            return False
-        return isinstance(first, dict) and set(first) == {"question", "answer"} and "####" in str(first["answer"])
+        first = first_object(path, head)
+        return set(first) == {"question", "answer"} and "####" in str(first["answer"])
 
-    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+    def chunks(self, path: Path, request: Request) -> Iterator[Chunk]:
         """Yield queries; the answer is what follows `####`, the worked solution goes to the metadata."""
-        split = path.name.split(".", 1)[0]
-        for block in read_blocks(path):
+        for batch in batches(read_objects(path), BATCH):
             rows, queries, answers, solutions = [], [], [], []
-            refused = list(block.refused)
-            for number, line in enumerate(block.data.split(b"\n"), block.first_line):
-                if not line.strip():
+            refused = []
+            for number, problem in batch:
+                if isinstance(problem, Refusal):
+                    refused.append(problem)
                     continue
                 try:
-                    problem = json.loads(line)
                     solution, answer = problem["answer"].rsplit("####", 1)
                     query = problem["question"]
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-                    refused.append(Refusal(number, f"not a GSM8K problem ({type(e).__name__}: {e})", _text(line)))
+                except (ValueError, KeyError, TypeError, AttributeError) as e:
+                    refused.append(Refusal(number, f"not a GSM8K problem ({type(e).__name__}: {e})", problem))
                     continue
                 rows.append(number)
                 queries.append(query)
                 answers.append(answer.strip().replace(",", ""))
                 solutions.append({"solution": solution.strip()})
-            columns = _columns(queries, answers, solutions, "gsm8k", split)
+            columns = _columns(queries, answers, solutions, "gsm8k", _split_of(path))
             yield Chunk(columns, np.array(rows, dtype=np.int64), refused)
 
 
 @dataclass(frozen=True)
 class SvampProblems:
-    """SVAMP: one JSON array of problems with `Body`, `Question`, `Answer`, `Equation` and `Type`."""
+    """SVAMP: a row per problem with `Body`, `Question`, `Answer`, `Equation` and `Type`."""
 
     name: str = "svamp"
-    description: str = "SVAMP problems (SVAMP.json) as a query list"
+    description: str = "SVAMP problems (SVAMP.json, or from the hub) as a query list"
     record: str = "queries"
 
     def sniff(self, path: Path, head: bytes) -> bool:
-        """Accept a JSON array whose first object has the fields of SVAMP."""
-        start = head[:4096]
-        return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" and all(
-            k in start for k in (b'"Body"', b'"Question"', b'"Answer"')
-        )
+        """Accept a first object that has the fields of SVAMP."""
+        return {"Body", "Question", "Answer"} <= set(first_object(path, head))
 
-    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+    def chunks(self, path: Path, request: Request) -> Iterator[Chunk]:
         """Yield queries: body and question in one text."""
-        try:
-            problems = json.loads(read_whole(path))
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{path} is not a JSON array of problems: {e}") from e
-        if not isinstance(problems, list):
-            raise DataError(f"{path} is not a JSON array of problems, but a {type(problems).__name__}")
-        rows, queries, answers, metadata = [], [], [], []
-        refused = []
-        for number, problem in enumerate(problems, 1):
-            try:
-                body = problem["Body"].strip()
-                query = f"{body if body.endswith(('.', ',', '!', '?')) else body + '.'} {problem['Question'].strip()}"
-                answer = float(problem["Answer"])
-                if not math.isfinite(answer):
-                    raise ValueError("the answer is no finite number")
-                extra = {"id": problem.get("ID"), "type": problem.get("Type"), "equation": problem.get("Equation")}
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-                refused.append(Refusal(number, f"not a SVAMP problem ({type(e).__name__}: {e})", problem))
-                continue
-            rows.append(number)
-            queries.append(query)
-            answers.append(str(int(answer)) if answer.is_integer() else repr(answer))
-            metadata.append(extra)
-        columns = _columns(queries, answers, metadata, "svamp", None)
-        yield Chunk(columns, np.array(rows, dtype=np.int64), refused)
+        for batch in batches(read_objects(path), BATCH):
+            rows, queries, answers, metadata = [], [], [], []
+            refused = []
+            for number, problem in batch:
+                if isinstance(problem, Refusal):
+                    refused.append(problem)
+                    continue
+                try:
+                    body = problem["Body"].strip()
+                    ended = body if body.endswith((".", ",", "!", "?")) else body + "."
+                    query = f"{ended} {problem['Question'].strip()}"
+                    answer = float(problem["Answer"])
+                    if not math.isfinite(answer):
+                        raise ValueError("the answer is no finite number")
+                except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
+                    refused.append(Refusal(number, f"not a SVAMP problem ({type(e).__name__}: {e})", problem))
+                    continue
+                rows.append(number)
+                queries.append(query)
+                answers.append(str(int(answer)) if answer.is_integer() else repr(answer))
+                metadata.append({key.lower(): problem.get(key) for key in ("ID", "Type", "Equation")})
+            columns = _columns(queries, answers, metadata, "svamp", _split_of(path))
+            yield Chunk(columns, np.array(rows, dtype=np.int64), refused)
 
 
 def _columns(
     queries: list[Any], answers: list[str], metadata: list[dict[str, Any]], dataset: str, split: str | None
 ) -> dict[str, list[Any]]:
-    known = split if split in {"train", "test", "validation"} else None
     return {
         "query": queries,
         "answer": answers,
         "metadata": metadata,
         "dataset": [dataset] * len(queries),
-        "split": [known] * len(queries),
+        "split": [split] * len(queries),
     }
 
 
-def _text(line: bytes) -> str:
-    return line[:2000].decode("utf-8", "replace")
+def _split_of(path: Path) -> str | None:
+    """Return the split that the file, or the folder of a saved data set, is named after."""
+    stem = path.name.split(".", 1)[0]
+    for name in (stem, path.parent.name, stem.rpartition("-")[2]):
+        if name in {"train", "test", "validation"}:
+            return name
+    return None
 
 
 GSM8K = Gsm8kProblems()

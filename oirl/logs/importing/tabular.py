@@ -18,8 +18,9 @@ import pyarrow.ipc as ipc
 import pyarrow.json as pjson
 
 from oirl.errors import DataError, nearest
-from oirl.logs.importing.base import Chunk, Refusal, Values
-from oirl.logs.importing.lines import Block, CheckedText, read_blocks, read_head, read_whole
+from oirl.logs.importing.base import Chunk, Refusal, Request, Values
+from oirl.logs.importing.lines import Block, CheckedText, parse_json_lines, read_blocks, read_head, read_whole
+from oirl.logs.importing.runs import dig
 from oirl.logs.store import BATCH_ROWS, first_line, open_parquet
 from oirl.records import SCHEMAS
 
@@ -68,8 +69,9 @@ class JsonLines:
         """Accept what begins like a JSON object or array."""
         return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
 
-    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+    def chunks(self, path: Path, request: Request) -> Iterator[Chunk]:
         """Yield the objects; a block of lines that Arrow cannot read at once is read line by line."""
+        fields = request.fields
         schema: pa.Schema | None = None
         empty = True
         if read_head(path).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
@@ -87,7 +89,7 @@ class JsonLines:
                 count = len(next(iter(columns.values())))
                 yield Chunk(columns, np.arange(block.first_line, block.first_line + count))
             else:
-                yield _object_chunk(_parse_lines(block), fields, block.refused)
+                yield _object_chunk(parse_json_lines(block), fields, block.refused)
         if empty:
             raise DataError(f"{path} is empty; JSON objects, one a line, are needed")
 
@@ -117,8 +119,9 @@ class Delimited:
         name = path.name.lower().removesuffix(".gz")
         return bool(head) and name.endswith(self.suffixes) and b"\0" not in head
 
-    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+    def chunks(self, path: Path, request: Request) -> Iterator[Chunk]:
         """Yield the rows; one with too few or too many cells is refused."""
+        fields = request.fields
         refused: list[Refusal] = []
 
         def invalid(row: pcsv.InvalidRow) -> str:
@@ -199,8 +202,9 @@ class ParquetTable:
         """Accept by Parquet's first bytes."""
         return head.startswith(b"PAR1")
 
-    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+    def chunks(self, path: Path, request: Request) -> Iterator[Chunk]:
         """Yield the rows in batches."""
+        fields = request.fields
         with open_parquet(path) as file:
             names = file.schema_arrow.names
             check_fields(path, fields, names, needed(fields))
@@ -216,7 +220,7 @@ class ArrowTable:
     """An Arrow IPC file or stream, also called Feather."""
 
     name: str = "arrow"
-    description: str = "Arrow IPC file or stream (.arrow, .feather)"
+    description: str = "Arrow IPC file or stream (.arrow, .feather), folder of a saved data set, hf://NAME of the hub"
     record: str = "interactions"
 
     def sniff(self, path: Path, head: bytes) -> bool:
@@ -225,8 +229,9 @@ class ArrowTable:
             path.suffix in {".arrow", ".arrows"} and head.startswith(b"\xff\xff\xff\xff")
         )
 
-    def chunks(self, path: Path, fields: Mapping[str, str]) -> Iterator[Chunk]:
+    def chunks(self, path: Path, request: Request) -> Iterator[Chunk]:
         """Yield the record batches."""
+        fields = request.fields
         try:
             with pa.memory_map(str(path)) as source:
                 if source.read(6) == b"ARROW1":
@@ -284,7 +289,7 @@ def _checked(columns: dict[str, Any], rows: np.ndarray) -> Chunk:
 
 def _fields_of(head: list[dict[str, Any]], fields: Mapping[str, str]) -> list[str]:
     """Return the keys of objects, and the dotted paths among `fields` that lead somewhere in one of them."""
-    dotted = [s for s in fields.values() if any(_dig(o, s) is not None for o in head)]
+    dotted = [s for s in fields.values() if any(dig(o, s) is not None for o in head)]
     return list(dict.fromkeys([*(k for o in head for k in o), *dotted]))
 
 
@@ -336,18 +341,6 @@ def _arrow_columns(block: Block, schema: pa.Schema, fields: Mapping[str, str]) -
     return {c: table.column(s) for c, s in fields.items()}
 
 
-def _parse_lines(block: Block) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(block.data.split(b"\n"), block.first_line):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line.decode())
-        except (ValueError, RecursionError) as e:
-            text = line[:2000].decode("utf-8", "replace")
-            kind = "not UTF-8" if isinstance(e, UnicodeDecodeError) else f"not JSON ({e})"
-            yield number, Refusal(number, kind, text)
-
-
 def _object_chunk(objects: Iterable[tuple[int, Any]], fields: Mapping[str, str], refused: list[Refusal]) -> Chunk:
     rows: list[int] = []
     columns: dict[str, list[Any]] = {c: [] for c in fields}
@@ -360,22 +353,8 @@ def _object_chunk(objects: Iterable[tuple[int, Any]], fields: Mapping[str, str],
         else:
             rows.append(number)
             for column, source in fields.items():
-                columns[column].append(_dig(value, source))
+                columns[column].append(dig(value, source))
     return Chunk(columns, np.array(rows, dtype=np.int64), refused)
-
-
-def _dig(value: Any, path: str) -> Any:
-    """Return `value[path]`, or follow a dotted path through objects and lists."""
-    if isinstance(value, dict) and path in value:
-        return value[path]
-    for part in path.split("."):
-        if isinstance(value, dict):
-            value = value.get(part)
-        elif isinstance(value, list) and part.lstrip("-").isdigit() and -len(value) <= int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return None
-    return value
 
 
 def _explain(error: BaseException) -> str:

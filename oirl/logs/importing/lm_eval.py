@@ -1,0 +1,367 @@
+"""lm-evaluation-harness: the samples that `--log_samples` writes, one line per document and filter."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oirl.errors import ConfigError, DataError, nearest
+from oirl.logs.importing.base import Chunk, Refusal, Request
+from oirl.logs.importing.lines import read_head, read_json_lines, read_whole
+from oirl.logs.importing.runs import BATCH, Run, as_list, batches, choose, load_json, number, run_chunks, text_of, tidy
+from oirl.logs.importing.templates import EXAMPLES, is_plain, names_in
+
+_TIME = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)$")
+_REFERENCES = re.compile(r"""\{[{%][^}]*?[}%]\}|doc\[["'](\w+)["']\]|doc\.get\(["'](\w+)["']""")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_QUERY_FIELDS = ("question", "query", "problem", "input", "instruction", "prompt", "text", "sentence", "goal", "ctx")
+_VOTES = {"majority_vote", "maj"}
+_MAX_REPLIES = 10_000
+
+
+@dataclass(slots=True)
+class _Task:
+    """What the results file says of one run of a task."""
+
+    name: str
+    run_id: str | None
+    model: str | None = None
+    known: bool = False
+    lead: str = ""
+    template: str | None = None
+    shots: int = 0
+    votes: set[str] = field(default_factory=set)
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class LmEvalSamples:
+    """Samples of lm-evaluation-harness, with model and template from the results file beside them."""
+
+    name: str = "lm-eval"
+    description: str = "lm-evaluation-harness samples_*.jsonl (--log_samples), or the folder of its results"
+    record: str = "interactions"
+    options: frozenset[str] = frozenset({"filter", "scorer"})
+
+    def find(self, folder: Path) -> list[Path]:
+        """Return the samples files of a folder; those of local models stand in hidden folders."""
+        found = sorted({*folder.rglob("samples_*.jsonl"), *folder.rglob("samples_*.jsonl.gz")})
+        return [p for p in found if p.is_file() and self.sniff(p, _first_bytes(p))]
+
+    def sniff(self, path: Path, head: bytes) -> bool:
+        """Accept lines with the keys that every sample has."""
+        keys = [b'"doc_id"', b'"doc"']
+        # Of a document longer than the head only the first keys are in it.
+        if not path.name.startswith("samples_"):
+            keys += [b'"filtered_resps"', b'"arguments"']
+        return head.lstrip(b"\xef\xbb\xbf \r\n")[:1] == b"{" and all(key in head for key in keys)
+
+    def chunks(self, path: Path, request: Request) -> Iterator[Chunk]:
+        """Yield one row per document and reply, of one filter."""
+        task = _task_of(path)
+        if not task.known:
+            request.warnings.append(
+                f"{path.name}: no results_*.json of this run beside it, so the model is not known (--set model=NAME) "
+                "and the prompt is recovered from the rendered texts"
+            )
+        yield from run_chunks(path, self._runs(path, task, request), request)
+
+    def _runs(self, path: Path, task: _Task, request: Request) -> Iterator[Run | Refusal]:
+        reader: _Reader | None = None
+        filters: Counter[str] = Counter()
+        metrics: dict[str, None] = {}
+        for batch in batches(_lines(path), BATCH):
+            samples = [(n, s) for n, s in batch if isinstance(s, dict)]
+            if reader is None and samples:
+                head = [s for _, s in samples[:500]]
+                metrics = {str(m): None for s in head for m in as_list(s.get("metrics")) if isinstance(m, str)}
+                reader = _Reader(task, choose(path, request.scorer, metrics, "metric"), _query_fields(head, task))
+                if len(reader.fields) > 1 and "query" not in request.mapped:
+                    request.warnings.append(
+                        f"{path.name}: the query is made of {' + '.join(f'doc.{f}' for f in reader.fields)}; "
+                        "--map query=doc.FIELD takes one of them"
+                    )
+            for row, sample in batch:
+                if isinstance(sample, Refusal):
+                    yield sample
+                    continue
+                kept = sample.get("filter")
+                kept = kept if isinstance(kept, str) else "none"
+                filters[kept] += 1
+                if request.filter is None and len(filters) > 1:
+                    raise ConfigError(_two_filters(path))
+                if request.filter is None or kept == request.filter:
+                    yield from reader.read(row, sample, kept) if reader else ()
+        self._tell(path, request, filters, metrics)
+
+    def _tell(self, path: Path, request: Request, filters: Counter[str], metrics: dict[str, None]) -> None:
+        """Say what was left out and chosen, once the whole file was read."""
+        if request.filter is not None and request.filter not in filters and filters:
+            raise ConfigError(
+                f"{path}: --filter {request.filter}: no filter {request.filter!r}"
+                f"{nearest(request.filter, filters)}; there: {', '.join(filters)}"
+            )
+        left = sum(n for name, n in filters.items() if name != request.filter) if request.filter else 0
+        if left:
+            request.warnings.append(f"{path.name}: {left:,} lines hold the same replies under other filters")
+        if len(metrics) > 1 and request.scorer is None:
+            request.warnings.append(
+                f"{path.name}: the verdict is the metric {next(iter(metrics))!r}; --scorer chooses another: "
+                f"{', '.join(metrics)}"
+            )
+
+
+class _Reader:
+    """Samples of one task to runs."""
+
+    def __init__(self, task: _Task, metric: str | None, fields: list[str]) -> None:
+        self._task = task
+        self._metric = metric
+        self._plain = task.template is not None and is_plain(task.template)
+        self.fields = fields
+
+    def read(self, row: int, sample: dict[str, Any], kept: str) -> Iterator[Run | Refusal]:
+        doc = sample.get("doc")
+        doc = doc if isinstance(doc, dict) else {"doc": doc}
+        slots = {name: text for name in doc if (text := _slot(doc[name])) is not None}
+        rendered, settings, options = _arguments(sample.get("arguments"))
+        query = "\n".join(slots[f] for f in self.fields if f in slots).strip()
+        # A document without a text of its own, as in perplexity tasks, is what the model was given.
+        query = query or slots.get("doc") or rendered or ""
+        replies = _replies(sample, options, self._metric)
+        if len(replies) > _MAX_REPLIES:
+            yield Refusal(row, f"{len(replies):,} replies to one document; at most {_MAX_REPLIES:,} are read")
+            return
+        target = _target(sample.get("target"), options)
+        votes = kept in self._task.votes and len(replies) > 1
+        metrics = {m: sample.get(m) for m in as_list(sample.get("metrics")) if isinstance(m, str)}
+        metadata = {
+            "task": self._task.name or None,
+            "doc_id": sample.get("doc_id"),
+            "filter": None if kept == "none" else kept,
+            "filtered": None if options else sample.get("filtered_resps"),
+            "metrics": metrics if len(metrics) > 1 or votes else None,
+        }
+        doc_hash = sample.get("doc_hash")
+        for i, reply in enumerate(replies):
+            values = {
+                "query": query,
+                "query_id": doc_hash if isinstance(doc_hash, str) else None,
+                "response": reply,
+                "answer": target,
+                "model": self._task.model,
+                "run_id": self._task.run_id,
+                "sampling": tidy(settings) if settings else None,
+                "metadata": tidy(metadata),
+            }
+            if len(replies) > 1:
+                values["replicate"] = i
+            # The score is that of the first reply only, or, where a filter votes, of none of them.
+            verdict = None if i or votes else _verdict(sample.get(self._metric) if self._metric else None)
+            examples = f"{{{self._task.shots} examples}}" if self._task.shots else EXAMPLES
+            shown = slots if self._plain else {f: slots[f] for f in self.fields if f in slots} or {"query": query}
+            yield Run(row, values, verdict, sample, rendered, shown, "", self._task.template, examples)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refusal]]:
+    for row, sample in read_json_lines(path):
+        if isinstance(sample, Refusal) or (isinstance(sample, dict) and "doc" in sample):
+            yield row, sample
+        else:
+            yield row, Refusal(row, "not a sample of lm-eval: it has no `doc`", sample)
+
+
+def _task_of(path: Path) -> _Task:
+    """Return what the results file beside `path` says; without one, what the name of the file says."""
+    stem = path.name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("samples_")
+    time = _TIME.search(stem)
+    name = stem[: time.start()] if time else stem
+    task = _Task(name, time[1] if time else stem)
+    beside = sorted(path.parent.glob("results_*.json"), reverse=True)
+    same = [p for p in beside if time and time[1] in p.name]
+    for file in same or beside:
+        try:
+            results = load_json(file, read_whole(file))
+        except DataError:
+            continue
+        configs = results.get("configs") if isinstance(results, dict) else None
+        if isinstance(configs, dict) and isinstance(configs.get(name), dict):
+            _fill_task(task, results, configs[name])
+            break
+    return task
+
+
+def _fill_task(task: _Task, results: dict[str, Any], config: dict[str, Any]) -> None:
+    task.known = True
+    task.model = _model_name(results)
+    shots = config.get("num_fewshot")
+    task.shots = shots if isinstance(shots, int) and not isinstance(shots, bool) and shots > 0 else 0
+    template = config.get("doc_to_text")
+    task.template = template if isinstance(template, str) and template.strip() else None
+    for entry in as_list(config.get("filter_list")):
+        steps = entry.get("filter") if isinstance(entry, dict) else None
+        functions = [s.get("function") for s in as_list(steps) if isinstance(s, dict)]
+        if _VOTES & {f for f in functions if isinstance(f, str)}:
+            task.votes.add(str(entry.get("name")))
+
+
+def _model_name(results: dict[str, Any]) -> str | None:
+    config = results.get("config")
+    config = config if isinstance(config, dict) else {}
+    arguments = config.get("model_args")
+    if isinstance(arguments, str):
+        arguments = dict(pair.split("=", 1) for pair in arguments.split(",") if "=" in pair)
+    if isinstance(arguments, dict):
+        for key in ("pretrained", "model", "engine"):
+            if isinstance(arguments.get(key), str) and arguments[key].strip():
+                name: str = arguments[key]
+                return name
+    model = config.get("model")
+    return model if isinstance(model, str) else None
+
+
+def _query_fields(head: list[dict[str, Any]], task: _Task) -> list[str]:
+    """Return the fields of `doc` that make the query: those that the template names, or that rendered prompts show."""
+    docs = [s["doc"] for s in head if isinstance(s.get("doc"), dict)]
+    known = list(dict.fromkeys(k for d in docs for k in d if _slot(d[k]) is not None))
+    template = task.template or ""
+    if template in known:  # the name of a field is short for that field alone
+        task.template = "{{" + template + "}}"
+        return [template]
+    named = _named(template)
+    used = [f for f in known if f in named]
+    if not used:
+        shown = Counter(f for s in head if isinstance(s.get("doc"), dict) for f in _shown(s))
+        used = [f for f in known if shown[f] > 0.9 * len(docs)]
+        preferred = [f for f in _QUERY_FIELDS if f in used]
+        used = preferred[:1] or used
+    # What is the same in every document is part of the instruction.
+    varying = [f for f in used if len({str(d.get(f)) for d in docs}) > 1]
+    return varying or used or [f for f in _QUERY_FIELDS if f in known][:1]
+
+
+def _named(template: str) -> set[str]:
+    """Return the words that a template, or the source of a function, uses as fields."""
+    found = set(names_in(template))
+    for match in _REFERENCES.finditer(template):
+        found.update(g for g in match.groups() if g)
+        if match[0].startswith("{"):
+            found.update(_WORD.findall(match[0]))
+    return found
+
+
+def _shown(sample: dict[str, Any]) -> Iterator[str]:
+    rendered, _, _ = _arguments(sample.get("arguments"))
+    target = sample.get("target")
+    for name, value in sample["doc"].items():
+        text = _slot(value)
+        if text and len(text) > 3 and text != target and rendered and text in rendered:
+            yield name
+
+
+def _slot(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return "\n".join(value)
+    if isinstance(value, dict) and isinstance(value.get("text"), list):  # choices of ARC and its like
+        return _slot(value["text"])
+    return None
+
+
+def _arguments(arguments: Any) -> tuple[str | None, dict[str, Any] | None, list[str]]:
+    """Return the rendered prompt, the sampling settings, and the continuations that were scored."""
+    if isinstance(arguments, dict):
+        requests = [list(a.values()) if isinstance(a, dict) else a for a in arguments.values()]
+    else:
+        requests = arguments if isinstance(arguments, list) else []
+    requests = [r if isinstance(r, list) else [r] for r in requests]
+    if not requests or not requests[0]:
+        return None, None, []
+    first = requests[0]
+    rendered = _rendered(first[0])
+    if len(first) > 1 and isinstance(first[1], dict):
+        return rendered, first[1], []
+    options = [r[1] for r in requests if len(r) > 1 and isinstance(r[1], str)]
+    return rendered, None, options if len(options) == len(requests) else []
+
+
+def _rendered(value: Any) -> str | None:
+    """Return the text given to the model; chat models of a server are given a list of messages, as JSON."""
+    if isinstance(value, str) and value.startswith("[{") and '"role"' in value:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return value if isinstance(value, str) else None
+    if isinstance(value, list):
+        return "\n\n".join(text_of(m.get("content")) for m in value if isinstance(m, dict))
+    return value if isinstance(value, str) else None
+
+
+def _replies(sample: dict[str, Any], options: list[str], metric: str | None) -> list[str | None]:
+    """Return the replies to one document; for scored continuations, the one with the highest log-probability."""
+    responses = sample.get("resps")
+    if not isinstance(responses, list) or not responses:
+        return [None]
+    if options:
+        found = [_log_probability(r) for r in sample.get("filtered_resps") or responses]
+        if len(found) != len(options) or any(p is None for p in found):
+            return [None]
+        # acc_norm compares log-probabilities per character of the continuation.
+        sizes = [max(len(o), 1) if metric == "acc_norm" else 1 for o in options]
+        scores = [(p or 0.0) / n for p, n in zip(found, sizes, strict=True)]
+        return [options[scores.index(max(scores))].strip()] if len(options) > 1 else [None]
+    replies = responses[0] if isinstance(responses[0], list) else responses
+    texts: list[str | None] = [r for r in replies if isinstance(r, str)]
+    return texts or [None]
+
+
+def _log_probability(value: Any) -> float | None:
+    while isinstance(value, list) and value:
+        value = value[0]
+    try:
+        return float(value)  # written as text, "-inf" among them
+    except (TypeError, ValueError):
+        return None
+
+
+def _target(target: Any, options: list[str]) -> str | None:
+    if isinstance(target, list) and target:
+        target = target[0]
+    if isinstance(target, bool) or target is None:
+        return None
+    place = target if isinstance(target, int) else int(target) if str(target).isdecimal() and options else None
+    if options and place is not None and 0 <= place < len(options):
+        return options[place].strip()
+    return target if isinstance(target, str) else str(target) if isinstance(target, (int, float)) else None
+
+
+def _verdict(value: Any) -> bool | float | None:
+    if isinstance(value, bool):
+        return value
+    return number(value)
+
+
+def _two_filters(path: Path) -> str:
+    seen = {str(s.get("filter")): None for _, s in _lines(path) if isinstance(s, dict)}
+    return (
+        f"{path}: its documents are scored under several filters, which may disagree: {', '.join(seen)}; "
+        f"choose one with --filter, for example --filter {next(iter(seen))}"
+    )
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        return read_head(path)
+    except DataError:
+        return b""
+
+
+LM_EVAL = LmEvalSamples()

@@ -1,0 +1,192 @@
+"""The prompt template behind rendered prompts: found by aligning them with the values that were filled in.
+
+Evaluation tools often keep only the rendered text. What stays the same from row to row is the template; what changes
+is the query, and sometimes examples before it. A template is written with `{query}` for the query and `{{name}}` for
+the other values that a tool names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+EXAMPLES = "{examples}"
+_MAJORITY = 0.8
+_PLACEHOLDER = re.compile(r"\{\{-?\s*(\w+)\s*-?\}\}")
+
+S = TypeVar("S", str, "list[str]")
+Parts = tuple[str, ...]
+"""Literal, name, literal, name, …, literal: an odd number of texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template that was given or recovered, and can be compared with rendered prompts.
+
+    Attributes:
+        text: As it stands in a log.
+        lead: What stands before `parts` in every rendered prompt; None where that differs from row to row.
+        start: What all leads begin with.
+        end: What all leads end with.
+        parts: Literals and names in turn.
+    """
+
+    text: str
+    lead: str | None
+    start: str
+    end: str
+    parts: Parts
+
+    def fits(self, rendered: str, values: Mapping[str, str]) -> bool:
+        """Say whether `rendered` is this template filled with `values`."""
+        filled = _fill(self.parts, values)
+        if filled is None:
+            return False
+        if self.lead is not None:
+            return rendered == self.lead + filled
+        rest = len(rendered) - len(filled)
+        if rest < len(self.start) + len(self.end) or not rendered.endswith(filled):
+            return False
+        return rendered.startswith(self.start) and rendered.endswith(self.end, 0, rest)
+
+
+def recover(
+    rows: Sequence[tuple[str, Mapping[str, str]]], given: str | None = None, examples: str = EXAMPLES
+) -> Template | None:
+    """Return the template of rendered prompts, or None if they share none.
+
+    Args:
+        rows: Rendered prompt and the values filled in (name -> text) of each row.
+        given: The template as the tool keeps it, without what the tool puts before it (such as examples).
+        examples: What to write for a part before it that differs from row to row.
+    """
+    split: list[tuple[str, Parts, str]] = []
+    for rendered, values in rows:
+        found = _split_given(rendered, values, given) if given is not None else None
+        found = found or _split(rendered, values)
+        if found:
+            split.append(found)
+    if not split:
+        return None
+    cores = Counter((core, tail) for _, core, tail in split)
+    (core, tail), count = cores.most_common(1)[0]
+    if count <= len(rows) // 2:
+        tails = [t for _, c, t in split if c == core]
+        if len(tails) <= len(rows) // 2:
+            return None
+        tail = shared_start(tails)
+    leads = [lead for lead, c, t in split if c == core and t.startswith(tail)]
+    parts = (*core[:-1], core[-1] + tail)
+    (lead, count), *_ = Counter(leads).most_common(1)
+    shown = "".join(_marker(p) if i % 2 else p for i, p in enumerate(parts))
+    if count >= max(_MAJORITY * len(leads), 1):
+        return Template(lead + shown, lead, "", "", parts)
+    start = _to_last_line(shared_start(leads))
+    end = _from_first_line(shared_start([lead[len(start) :][::-1] for lead in leads])[::-1])
+    return Template(start + examples + end + shown, None, start, end, parts)
+
+
+def shared_start(texts: Sequence[S]) -> S:
+    """Return what all of `texts`, one or more texts or lists, begin with."""
+    low, high = min(texts), max(texts)
+    return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))]
+
+
+def shared_affixes(texts: Iterable[str]) -> tuple[str, str]:
+    """Return what all texts begin and end with, up to the end of a line or of a label such as `Question: `.
+
+    Instructions around a query are lines or labels of their own; words that queries happen to share are not cut off.
+    """
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < 2:
+        return "", ""
+    start = shared_start(distinct)
+    start = start[: max(start.rfind("\n") + 1, start.rfind(": ") + 2 if ": " in start else 0)]
+    end = shared_start([t[len(start) :][::-1] for t in distinct])[::-1]
+    at = end.find("\n")
+    return start, end[at:] if at >= 0 else ""
+
+
+def names_in(template: str) -> list[str]:
+    """Return the names of a template's placeholders `{{name}}`, in order and once each."""
+    return list(dict.fromkeys(_PLACEHOLDER.findall(template)))
+
+
+def is_plain(template: str) -> bool:
+    """Say whether a template holds nothing but text and placeholders `{{name}}`."""
+    rest = _PLACEHOLDER.sub("", template)
+    return not any(mark in rest for mark in ("{{", "{%", "{#"))
+
+
+def _marker(name: str) -> str:
+    return "{query}" if name == "query" else "{{" + name + "}}"
+
+
+def _split_given(rendered: str, values: Mapping[str, str], given: str) -> tuple[str, Parts, str] | None:
+    pieces: Parts = tuple(_PLACEHOLDER.split(given))
+    if not is_plain(given) or any(name not in values for name in pieces[1::2]):
+        return None
+    filled = "".join(values[p] if i % 2 else p for i, p in enumerate(pieces))
+    at = rendered.rfind(filled)
+    if at < 0 or not filled:
+        return None
+    return rendered[:at], pieces, rendered[at + len(filled) :]
+
+
+def _split(rendered: str, values: Mapping[str, str]) -> tuple[str, Parts, str] | None:
+    """Cut a rendered prompt at the last occurrence of each value: lead, core from first to last value, tail."""
+    spans: list[tuple[int, int, str]] = []
+    for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
+        if not value:
+            continue
+        at = rendered.rfind(value)
+        while at >= 0 and any(at < end and start < at + len(value) for start, end, _ in spans):
+            at = rendered.rfind(value, 0, at + len(value) - 1)
+        if at >= 0:
+            spans.append((at, at + len(value), name))
+    if not spans:
+        return None
+    spans.sort()
+    core: list[str] = [""]
+    for i, (_, end, name) in enumerate(spans):
+        core.append(name)
+        core.append(rendered[end : spans[i + 1][0]] if i + 1 < len(spans) else "")
+    return rendered[: spans[0][0]], tuple(core), rendered[spans[-1][1] :]
+
+
+def _fill(parts: Parts, values: Mapping[str, str]) -> str | None:
+    try:
+        return "".join([values[p] if i % 2 else p for i, p in enumerate(parts)])
+    except KeyError:
+        return None
+
+
+def _to_last_line(text: str) -> str:
+    """Return what stands before words that examples only happen to share."""
+    return text[: (text.rfind("\n") if "\n" in text else text.rfind(" ")) + 1]
+
+
+def _from_first_line(text: str) -> str:
+    at = text.find("\n")
+    return text[at:] if at >= 0 else text
+
+
+def varying(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the fields that make a query: what is the same in every row is part of the instruction."""
+    found = [name for name in names if len({str(row.get(name)) for row in rows}) > 1]
+    return found or list(names)
+
+
+def shown(rows: Sequence[tuple[str, Mapping[str, str]]], share: float = 0.9) -> list[str]:
+    """Return the names of the values that stand in at least `share` of the rendered prompts that they belong to."""
+    counts: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for rendered, values in rows:
+        for name, value in values.items():
+            total[name] += 1
+            # Texts of a few letters stand in anything.
+            counts[name] += len(value) > 3 and value in rendered
+    return [name for name in total if counts[name] >= share * total[name]]
