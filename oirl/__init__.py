@@ -15,6 +15,7 @@ _PUBLIC = {
     "PromptRewardModel": "oirl.rewards.prompts",
     "PromptSelector": "oirl.selection.selector",
     "evaluate": "oirl.evaluation.evaluate",
+    "export_log": "oirl.logs.exporting.pipeline",
     "import_log": "oirl.logs.importing.pipeline",
     "load": "oirl.rewards.saving",
     "read_log": "oirl.logs.store",
@@ -27,6 +28,7 @@ __all__ = ["__version__", *_PUBLIC]
 if TYPE_CHECKING:
     from oirl.errors import OirlError as OirlError
     from oirl.evaluation.evaluate import evaluate as evaluate
+    from oirl.logs.exporting.pipeline import export_log as export_log
     from oirl.logs.importing.pipeline import import_log as import_log
     from oirl.logs.splits import split as split
     from oirl.logs.store import read_log as read_log

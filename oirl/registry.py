@@ -37,6 +37,16 @@ KINDS: dict[str, dict[str, str]] = {
         "csv": "oirl.logs.importing.tabular:CSV",
         "tsv": "oirl.logs.importing.tabular:TSV",
     },
+    "exports": {
+        "trl-preference": "oirl.logs.exporting.training:TRL_PREFERENCE",
+        "trl-unpaired": "oirl.logs.exporting.training:TRL_UNPAIRED",
+        "trl-sft": "oirl.logs.exporting.training:TRL_SFT",
+        "lm-eval": "oirl.logs.exporting.tools:LM_EVAL",
+        "promptfoo": "oirl.logs.exporting.tools:PROMPTFOO",
+        "openai-finetune": "oirl.logs.exporting.training:OPENAI_FINETUNE",
+        "jsonl": "oirl.logs.exporting.tables:JSONL",
+        "csv": "oirl.logs.exporting.tables:CSV",
+    },
     "checkers": {
         "numeric": "oirl.logs.checkers:numeric",
         "exact": "oirl.logs.checkers:exact",

@@ -33,12 +33,26 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text("\n".join(graded))
     cells = [f'"{query}",p {i % 2},x,{i % 2}' for i, query in enumerate(make_queries(9))]
     (tmp_path / "runs.csv").write_text("\n".join(["question,prompt,output,correct", *cells]))
+    write_lm_eval(tmp_path / "results")
     commands = [line.split("#")[0].strip() for block in code_blocks("sh") for line in block.splitlines()]
     commands = [c for c in commands if c.startswith("oirl ")]
     assert len(commands) >= 6
     for command in commands:
         done = run_oirl(*shlex.split(command)[1:], cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def write_lm_eval(folder: Path) -> None:
+    folder.mkdir()
+    sample = {
+        "doc": {"question": "2 + 2?"},
+        "arguments": [["Q: 2 + 2?", {}]],
+        "resps": [["4"]],
+        "filtered_resps": ["4"],
+    }
+    scored = {"doc_id": 0, **sample, "metrics": ["exact_match"], "exact_match": 1.0}
+    lines = [json.dumps(scored | {"filter": name}) for name in ("strict-match", "flexible-extract")]
+    (folder / "samples_task_2026-01-01T00-00-00.jsonl").write_text("\n".join(lines))
 
 
 def test_every_command_and_no_other_stands_in_the_readme() -> None:

@@ -30,15 +30,23 @@ def models(json_: Annotated[bool, _JSON] = False) -> None:
 
 
 def formats(json_: Annotated[bool, _JSON] = False) -> None:
-    """List the formats that `oirl import` reads."""
+    """List the formats that `oirl import` reads and `oirl export` writes."""
     from oirl.registry import names, resolve
 
-    found = [resolve("formats", name) for name in names("formats")]
-    rows = [{"name": f.name, "record": f.record, "description": f.description} for f in found]
+    read = [resolve("formats", name) for name in names("formats")]
+    written = [resolve("exports", name) for name in names("exports")]
     if json_:
+        rows = [{"name": f.name, "use": "import", "record": f.record, "description": f.description} for f in read]
+        rows += [
+            {"name": e.name, "use": "export", "record": " or ".join(e.records), "description": e.description}
+            for e in written
+        ]
         print_json(rows)
         return
-    print_table(["format", "makes", "what it reads"], [[r["name"], r["record"], r["description"]] for r in rows])
+    print_table(["import", "makes", "what it reads"], [[f.name, f.record, f.description] for f in read])
+    print_table(
+        ["export --to", "takes", "what it writes"], [[e.name, " or ".join(e.records), e.description] for e in written]
+    )
 
 
 def doctor(json_: Annotated[bool, _JSON] = False) -> None:

@@ -1,4 +1,4 @@
-"""Commands on logs: import and split."""
+"""Commands on logs: import, export and split."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from oirl_cli.output import note, print_json, shorten, working
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("import")(import_)
+    app.command("export")(export)
     app.command("split")(split)
 
 
@@ -81,6 +82,27 @@ def import_(
         note(f"  refused {reason['count']:,}: {reason['reason']} (first at {reason['first']})")
     if report.rejected_file:
         note(f"  refused rows with reasons: {report.rejected_file}")
+
+
+def export(
+    log: Annotated[list[str], typer.Argument(metavar="LOG...", help="A log, or a file of preference pairs.")],
+    to: Annotated[str, typer.Option("--to", help="A format of `oirl formats`: trl-sft, lm-eval, jsonl, …")],
+    out: Annotated[Path, typer.Option("--out", help="The file or folder to write.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write a log, or preference pairs, as files that another tool loads."""
+    from oirl.logs.exporting.pipeline import export_log
+
+    with working(f"exporting to {out}"):
+        report = export_log(log, out, to=to)
+    if json_:
+        print_json(report.to_dict())
+        return
+    print(f"{report.out} ({report.format}): {report.written:,} written, from {report.rows_read:,} rows")
+    for reason, count in report.left_out.most_common():
+        note(f"  left out {count:,}: {reason}")
+    if report.next:
+        print(f"  next: {report.next}")
 
 
 def split(

@@ -107,13 +107,16 @@ def read_log(sources: Source | Sequence[Source], columns: Sequence[str] | None =
 
 
 def scan_log(
-    sources: Source | Sequence[Source], columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
+    sources: Source | Sequence[Source],
+    columns: Sequence[str] | None = None,
+    batch_rows: int = BATCH_ROWS,
+    record: str = "interactions",
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of logs in order, with flat memory; arguments and errors as for `read_log`."""
-    schema = _select(INTERACTION_SCHEMA, columns)
+    """Yield the batches of logs, or of files of another record, in order and with flat memory; else as `read_log`."""
+    schema = _select(SCHEMAS[record], columns)
     for path in find_files(sources, (".parquet",)):
         with open_parquet(path) as file:
-            _check_version(path, _metadata(file))
+            _check_version(path, _metadata(file), record)
             names = file.schema_arrow.names
             there = [name for name in schema.names if name in names]
             check_required(names, str(path), schema)
@@ -122,6 +125,19 @@ def scan_log(
                     yield conform(batch, str(path), schema)
             except (pa.ArrowException, OSError) as e:
                 raise DataError(f"{path} is damaged: {first_line(e)}; write or import it again") from e
+
+
+def record_of(sources: Source | Sequence[Source]) -> str:
+    """Return the record that files hold, a key of `records.SCHEMAS`; a file that does not say so holds interactions.
+
+    Raises:
+        ConfigError: If the files hold different records.
+    """
+    paths = find_files(sources, (".parquet",))
+    found = {log_metadata(path).get("record", "interactions"): path for path in paths}
+    if len(found) > 1:
+        raise ConfigError(f"{' and '.join(str(p) for p in found.values())} hold {' and '.join(found)}; name one kind")
+    return next(iter(found))
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -258,7 +274,7 @@ def _select(schema: pa.Schema, columns: Iterable[str] | None) -> pa.Schema:
     for name in columns:
         if name not in schema.names:
             raise ConfigError(
-                f"a log has no column {name!r}{nearest(name, schema.names)}; columns: {', '.join(schema.names)}"
+                f"there is no column {name!r}{nearest(name, schema.names)}; columns: {', '.join(schema.names)}"
             )
     return pa.schema([schema.field(name) for name in columns])
 
@@ -269,10 +285,11 @@ def _metadata(file: pq.ParquetFile) -> dict[str, str]:
     return {k[len(prefix) :].decode(): v.decode() for k, v in raw.items() if k.startswith(prefix)}
 
 
-def _check_version(path: Path, metadata: dict[str, str]) -> None:
+def _check_version(path: Path, metadata: dict[str, str], wanted: str = "interactions") -> None:
     record = metadata.get("record", "interactions")
-    if record != "interactions":
-        raise DataError(f"{path} holds {record}, not interactions; name a log")
+    if record != wanted:
+        advice = "; name a log" if wanted == "interactions" else ""
+        raise DataError(f"{path} holds {record}, not {wanted}{advice}")
     version = metadata.get("schema_version", "1")
     if not version.isdigit() or int(version) > SCHEMA_VERSION:
         raise DataError(f"{path} has schema version {version}, this oirl reads up to {SCHEMA_VERSION}; update oirl")

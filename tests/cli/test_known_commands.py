@@ -20,7 +20,8 @@ def test_models_lists_what_is_registered() -> None:
 
 def test_formats_say_what_they_make() -> None:
     rows = json.loads(run_oirl("formats", "--json").stdout)
-    assert [row["name"] for row in rows] == list(KINDS["formats"])
+    assert [row["name"] for row in rows if row["use"] == "import"] == list(KINDS["formats"])
+    assert [row["name"] for row in rows if row["use"] == "export"] == list(KINDS["exports"])
     assert {row["name"]: row["record"] for row in rows}["gsm8k"] == "queries"
     assert "gzip" in run_oirl("formats").stdout or ".gz" in run_oirl("formats").stdout
 

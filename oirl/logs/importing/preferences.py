@@ -15,7 +15,6 @@ from oirl.logs.importing.runs import Run, as_list, choose, number, row_chunks, t
 from oirl.logs.importing.templates import shared_start
 
 _TURN = re.compile(r"\n\n(?=(?:Human|Assistant):)")
-_REPLY = "\n\nAssistant:"
 _SAME = "chosen and rejected are the same text: they show no preference"
 
 Rows = Iterator["Run | Refusal"]
@@ -82,8 +81,16 @@ def _read_hh(row: int, value: dict[str, Any]) -> Rows:
     if empty:
         yield Refusal(row, f"the last turn of `{empty[0]}` is empty", value)
         return
-    query = context[0].removeprefix("Human:").strip() if shared == 1 else "\n\n".join(context)
-    yield _pair(row, value, query, *replies, source="hh-rlhf", metadata={"turns": shared})
+    if shared == 1:
+        query, metadata = context[0].removeprefix("Human:").strip(), None
+    else:
+        query, metadata = "\n\n".join(context), {"messages": [_message(turn) for turn in context]}
+    yield _pair(row, value, query, *replies, source="hh-rlhf", metadata=metadata)
+
+
+def _message(turn: str) -> dict[str, str]:
+    speaker, _, text = turn.partition(":")
+    return {"role": {"Human": "user"}.get(speaker, "assistant"), "content": text.strip()}
 
 
 # --- TRL -----------------------------------------------------------------------------------------------------------
@@ -280,10 +287,10 @@ def _ratings(completion: dict[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class TrlUnpaired:
-    """TRL's unpaired preferences: a completion and whether it is a good one; a log without prompts."""
+    """TRL's unpaired preferences: a completion and whether it is a good one."""
 
     name: str = "trl-unpaired"
-    description: str = "TRL unpaired preferences (prompt, completion, label), as a log under one empty prompt"
+    description: str = "TRL unpaired preferences (prompt, completion, label), as a log; its system message is the prompt"
     record: str = "interactions"
 
     def sniff(self, path: Path, head: bytes) -> bool:
@@ -300,9 +307,15 @@ class TrlUnpaired:
                 yield value
                 continue
             prompt, completion = value.get("prompt"), value.get("completion")
+            system = ""
+            if _is_chat(prompt):
+                # A system message is the instruction; what the user says is the query.
+                first = prompt[0].get("role") == "system" and len(prompt) > 1
+                system = text_of(prompt[0].get("content")) if first else ""
+                prompt = _conversation(prompt[1:] if first else prompt)
             values = {
-                "query": _conversation(prompt) if _is_chat(prompt) else prompt,
-                "prompt": "",
+                "query": prompt,
+                "prompt": system,
                 "response": _conversation(completion, reply=True) if _is_chat(completion) else completion,
                 "correct": value.get("label"),
             }

@@ -1,0 +1,1 @@
+"""Exporters: logs and preference pairs to files that other tools load."""
