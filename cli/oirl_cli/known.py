@@ -38,7 +38,13 @@ def formats(json_: Annotated[bool, _JSON] = False) -> None:
     if json_:
         rows = [{"name": f.name, "use": "import", "record": f.record, "description": f.description} for f in read]
         rows += [
-            {"name": e.name, "use": "export", "record": " or ".join(e.records), "description": e.description}
+            {
+                "name": e.name,
+                "use": "export",
+                "record": e.records[0],
+                "records": list(e.records),
+                "description": e.description,
+            }
             for e in written
         ]
         print_json(rows)

@@ -290,7 +290,7 @@ class TrlUnpaired:
     """TRL's unpaired preferences: a completion and whether it is a good one."""
 
     name: str = "trl-unpaired"
-    description: str = "TRL unpaired preferences (prompt, completion, label), as a log; its system message is the prompt"
+    description: str = "TRL unpaired preferences (prompt, completion, label), as a log under its system messages"
     record: str = "interactions"
 
     def sniff(self, path: Path, head: bytes) -> bool:
