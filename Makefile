@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SECONDS_EACH ?= 20
 
-.PHONY: demo test check format clean bench
+.PHONY: demo test check format clean bench fuzz test-tools
 
 demo: $(VENV)/base.stamp  ## install oirl and run the whole job on the embedded data
 	$(BIN)/oirl demo
@@ -19,6 +20,14 @@ check: $(VENV)/dev.stamp  ## lint, format and types
 format: $(VENV)/dev.stamp  ## mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: $(VENV)/dev.stamp  ## mutate valid files of every format for SECONDS each; a crash or a lost row fails
+	$(BIN)/python tests/fuzz/fuzz_formats.py --seconds $(SECONDS_EACH)
+
+test-tools:  ## load what is exported with the tools themselves: lm-eval and TRL, promptfoo if it is there
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install --quiet -e . pytest lm-eval trl datasets
+	.venv-tools/bin/python -m pytest -rs tests/tools
 
 bench: $(VENV)/dev.stamp  ## print the figures of every benchmark as JSON
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
@@ -36,4 +45,4 @@ $(VENV)/dev.stamp: pyproject.toml tests/requirements-minilm.txt | $(BIN)/python
 	touch $@ $(VENV)/base.stamp
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis oirl-demo
+	rm -rf $(VENV) .venv-tools .pytest_cache .mypy_cache .ruff_cache .hypothesis oirl-demo

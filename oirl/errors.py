@@ -12,6 +12,10 @@ from difflib import get_close_matches
 class OirlError(Exception):
     """Base of all errors that a user can cause and mend; the command line exits with 2 on it."""
 
+    def __init__(self, *args: object) -> None:
+        # Names from files may hold line breaks; a message is one line.
+        super().__init__(*(" ".join(str(arg).split()) for arg in args))
+
 
 class DataError(OirlError, ValueError):
     """The content of a log, a file or a table is not what it must be."""

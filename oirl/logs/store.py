@@ -147,8 +147,10 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         DataError: If it is not Parquet, or is truncated.
     """
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as e:
+        file = pq.ParquetFile(path)
+        file.schema_arrow.names  # noqa: B018  (names that are not UTF-8 are found here)
+        return file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         raise DataError(
             f"{path} is not a readable Parquet file ({first_line(e)}); for other formats use `oirl import` first"
         ) from e

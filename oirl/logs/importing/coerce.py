@@ -55,20 +55,41 @@ def _plain(values: pa.Array) -> pa.Array:
 def _coerce_distinct(field: pa.Field, values: pa.Array) -> tuple[pa.Array, dict[int, str]]:
     # Converting each distinct value once keeps columns such as `correct` fast whatever their type is.
     if pa.types.is_nested(values.type):
-        return _coerce_list(field, values.to_pylist())
+        return _coerce_list(field, _python_values(values))
     if values.type == field.type:
         return values, _not_finite(field, values)
     try:
         encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
     except pa.ArrowNotImplementedError:  # which types have it depends on the version of Arrow
-        return _coerce_list(field, values.to_pylist())
-    converted, bad = _coerce_list(field, encoded.dictionary.to_pylist())
+        return _coerce_list(field, _python_values(values))
+    converted, bad = _coerce_list(field, _python_values(encoded.dictionary))
     if bad:
         codes = encoded.indices.to_pylist()
         reasons = {i: bad[code] for i, code in enumerate(codes) if code in bad}
     else:
         reasons = {}
     return converted.take(encoded.indices), reasons
+
+
+class _Unreadable:
+    """A value that Python's types cannot hold, such as a time of the year 40,000,000."""
+
+    def __repr__(self) -> str:
+        return "out of range"
+
+
+def _python_values(values: pa.Array) -> list[Any]:
+    try:
+        return values.to_pylist()
+    except (ValueError, OverflowError, KeyError, pa.ArrowException):
+        return [_python_value(values, i) for i in range(len(values))]
+
+
+def _python_value(values: pa.Array, i: int) -> Any:
+    try:
+        return values[i].as_py()
+    except (ValueError, OverflowError, KeyError, pa.ArrowException):
+        return _Unreadable()
 
 
 def _coerce_list(field: pa.Field, values: list[Any]) -> tuple[pa.Array, dict[int, str]]:

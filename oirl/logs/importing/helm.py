@@ -49,7 +49,7 @@ class HelmRun:
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Accept the file of the requests."""
-        return path.name == _STATE and head.lstrip()[:1] == b"{"
+        return path.name == _STATE and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
 
     def chunks(self, path: Path, request: Request) -> Iterator[Chunk]:
         """Yield one row per completion."""
@@ -108,7 +108,8 @@ def _group(
         yield Refusal(row, "an instance without a text", instance)
         return
     options = as_dict(state.get("output_mapping"))
-    references = [as_dict(as_dict(r).get("output")).get("text") for r in as_list(instance.get("references"))]
+    texts = [as_dict(as_dict(r).get("output")).get("text") for r in as_list(instance.get("references"))]
+    references = [t if isinstance(t, str) else None for t in texts]
     if len(group) > 1:
         options = {str(i): r for i, r in enumerate(references)}
     options = {k: v for k, v in options.items() if isinstance(v, str)}
@@ -116,14 +117,19 @@ def _group(
     trial = whole(state.get("train_trial_index")) or 0
     result = as_dict(state.get("result"))
     rendered = sent.get("prompt")
-    slots = {"query": text, **(options if len(group) == 1 else {})}
+    scored = (
+        references[at] if isinstance(at := state.get("reference_index"), int) and 0 <= at < len(references) else None
+    )
+    slots = {"query": text, **(options if len(group) == 1 else {"option": scored} if scored else {})}
+    perturbation = as_dict(instance.get("perturbation")).get("name")
     for i, completion in enumerate(completions or [None]):
         values = {
             "query": "\n".join([text, *options.values()]) if options else text,
             "response": options.get((completion or "").strip(), completion) if options else completion,
             "answer": _answer(instance),
             "model": sent.get("model") or adapter.get("model"),
-            "run_id": run,
+            # A perturbed text may read like the original: it is a run of its own, not a repeat.
+            "run_id": f"{run}:{perturbation}" if isinstance(perturbation, str) else run,
             "replicate": trial * max(len(completions), 1) + i,
             "sampling": tidy({k: sent.get(k) for k in ("temperature", "top_p", "max_tokens", "stop_sequences")}),
             "tokens_in": whole(scores.get("num_prompt_tokens")),
@@ -133,7 +139,7 @@ def _group(
             "metadata": tidy(
                 {
                     "instance_id": instance.get("id"),
-                    "perturbation": as_dict(instance.get("perturbation")).get("name"),
+                    "perturbation": perturbation,
                     "split": instance.get("split"),
                     "error": result.get("error") if not result.get("success", True) else None,
                 }

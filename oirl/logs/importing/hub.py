@@ -28,10 +28,14 @@ def saved_files(folder: Path) -> list[Path]:
             raise DataError(f"{state} is not the state of a saved data set: {first_line(e)}") from e
         for name in names:
             file = state.parent / str(name)
-            if file.resolve().parent != state.parent.resolve():
+            try:
+                inside, there = file.resolve().parent == state.parent.resolve(), file.is_file()
+            except (OSError, ValueError) as e:
+                raise DataError(f"{state}: {name!r:.80} is no name of a file") from e
+            if not inside:
                 raise DataError(f"{state}: the file {name!r} stands outside of the data set's folder")
-            if not file.is_file():
-                raise NotFoundError(f"{file}: the data set names this file, but it is not there")
+            if not there:
+                raise NotFoundError(f"{state}: the data set names the file {name!r}, but it is not there")
             found.append(file)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from oirl.logs.importing.runs import (
     Run,
     as_dict,
     as_list,
+    head_of,
     load_json,
     number,
     run_chunks,
@@ -28,10 +29,18 @@ from oirl.logs.importing.runs import (
 from oirl.logs.text import text_id
 
 _SAMPLE = re.compile(r"samples/(.+)_epoch_(\d+)\.json")
-_ATTACHMENT = "attachment://"
+_ATTACHMENT = re.compile(r"(?m)^attachment://(\w+)$")
 _LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
+_PROMPTING = {
+    "generate",
+    "system_message",
+    "user_message",
+    "assistant_message",
+    "prompt_template",
+    "chain_of_thought",
+    "multiple_choice",
+}
 _WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
-_HEAD = 500
 
 
 @dataclass(frozen=True)
@@ -73,15 +82,11 @@ class InspectLogs:
     def _log(
         self, path: Path, header: dict[str, Any], samples: Iterator[tuple[int, Any]] | enumerate[Any], request: Request
     ) -> Iterator[Chunk]:
-        if header.get("status") not in {"success", None}:
+        if header.get("status") not in ("success", None):
             request.warnings.append(f"{path.name}: the run ended as {header.get('status')!r}; samples may be missing")
         reader = _Reader(path, header, request)
-        head: list[tuple[int, Any]] = []
         source = iter(samples)
-        for item in source:
-            head.append(item)
-            if len(head) == _HEAD:
-                break
+        head = head_of(source)
         reader.learn([s for _, s in head if isinstance(s, dict)])
 
         def runs() -> Iterator[Run | Refusal]:
@@ -108,6 +113,9 @@ class _Reader:
         self._plan = as_dict(header.get("plan"))
         self._scorer: str | None = None
         self._system = ""
+        self._varies = False
+        self._earlier: str | None = ""
+        self._after: str | None = ""
         self._ids: dict[str, Any] = {}
         config = as_dict(self._plan.get("config")) | as_dict(self._eval.get("model_generate_config"))
         self._sampling = {k: v for k, v in config.items() if k not in {"max_connections", "max_retries", "timeout"}}
@@ -118,26 +126,33 @@ class _Reader:
         for sample in head:
             found |= dict.fromkeys(_scores(sample))
         self._scorer = self._choose(found)
-        systems = [_chat(sample)[0] for sample in head]
+        chats = [_chat(sample) for sample in head]
+        systems = [chat.system for chat in chats]
         kept = self._template_of("system_message") if len(set(systems)) > 1 else None
         self._system = kept or system_template(systems)
+        self._varies = len(set(systems)) > 1
+        # Turns that all samples share belong to the prompt; others belong to the query, or come of the replies.
+        self._earlier = _shared(chat.earlier for chat in chats)
+        self._after = _shared(chat.after for chat in chats)
+        self._warn()
 
     def read(self, row: int, sample: Any) -> Run | Refusal:
         """Return one sample as a run."""
         if not isinstance(sample, dict):
             return Refusal(row, f"a {type(sample).__name__}, not a sample of Inspect", sample)
         attachments = as_dict(sample.get("attachments"))
+        chat = _chat(sample)
         query = _resolve(_input_text(sample.get("input")), attachments)
+        asked = f"{chat.earlier}\n\nUser: {query}" if self._earlier is None and chat.earlier else query
         output = as_dict(sample.get("output"))
         response = _resolve(_completion(output), attachments)
         error = sample.get("error")
-        system, user = (_resolve(text, attachments) for text in _chat(sample))
         usage = as_dict(output.get("usage"))
         score = _scores(sample).get(self._scorer or "")
         epoch = whole(sample.get("epoch"))
         values: dict[str, Any] = {
-            "query": query,
-            "query_id": self._query_id(query, sample.get("id")),
+            "query": asked,
+            "query_id": self._query_id(asked, sample.get("id")),
             # A run that ended in an error before any reply has neither response nor verdict.
             "response": None if error is not None and not response else response,
             "answer": _resolve(_target(sample.get("target")), attachments),
@@ -161,12 +176,40 @@ class _Reader:
                 }
             ),
         }
-        verdict = _verdict(score)
-        if user not in ("", query):
-            return Run(row, values, verdict, sample, f"{system}\n\n{user}" if system else user, {"query": query})
-        if self._system:  # nothing to align with the query: the prompt is the system message
-            return Run(row, values, verdict, sample, system, {}, "system", self._system)
-        return Run(row, values | {"prompt": ""}, verdict, sample)
+        return self._run(row, values, _verdict(score), sample, chat, query)
+
+    def _run(
+        self, row: int, values: dict[str, Any], verdict: bool | float | None, sample: Any, chat: _Chat, query: str
+    ) -> Run:
+        lead = [t for t in (self._system if self._varies else chat.system, self._earlier) if t]
+        tail = [self._after] if self._after else []
+        if chat.user in ("", query) and not tail:
+            if not lead:
+                return Run(row, values | {"prompt": ""}, verdict, sample)
+            # Nothing to align with the query: the prompt is what stands before it.
+            given = "\n\n".join(t for t in (self._system, self._earlier) if t)
+            rendered = "\n\n".join(t for t in (chat.system, self._earlier) if t)
+            return Run(row, values, verdict, sample, rendered, {}, "system", given)
+        slots = {"query": query}
+        if options := as_list(sample.get("choices")):  # as `multiple_choice` writes them
+            slots["choices"] = "\n".join(f"{chr(65 + i)}) {o}" for i, o in enumerate(options))
+            values["query"] = f"{values['query']}\n{slots['choices']}"
+        return Run(row, values, verdict, sample, "\n\n".join([*lead, chat.user, *tail]), slots)
+
+    def _warn(self) -> None:
+        """Say what is part of the runs, but not of their prompts."""
+        solvers = [str(s.get("solver", "")).rpartition("/")[2] for s in as_list(self._plan.get("steps")) if as_dict(s)]
+        others = [s for s in dict.fromkeys(solvers) if s and s not in _PROMPTING]
+        if others:
+            self._request.warnings.append(
+                f"{self._path.name}: the solvers {', '.join(others)} leave no trace in the prompt; runs with and "
+                "without them look alike (--set prompt_id=NAME tells them apart)"
+            )
+        if self._after is None:
+            self._request.warnings.append(
+                f"{self._path.name}: after the first reply the user says more, which differs from sample to sample; it "
+                "is not part of the prompt"
+            )
 
     def _query_id(self, query: str, sample_id: Any) -> str | None:
         """Tell samples apart that ask the same text, as agents' tasks with different files do."""
@@ -175,7 +218,10 @@ class _Reader:
 
     def _choose(self, found: dict[str, None]) -> str | None:
         named = [s.get("name") for s in as_list(self._eval.get("scorers")) if isinstance(s, dict)]
-        order = sorted(found, key=lambda s: named.index(s) if s in named else len(named))
+        places = {
+            s: next((i for i, n in enumerate(named) if s == n or s.startswith(f"{n}.")), len(named)) for s in found
+        }
+        order = sorted(found, key=places.__getitem__)
         given = self._request.scorer
         if given is not None and given not in found:
             raise ConfigError(
@@ -222,10 +268,7 @@ def _archived(archive: Archive) -> Iterator[tuple[int, Any]]:
 
 
 def _resolve(text: str, attachments: dict[str, Any]) -> str:
-    if text.startswith(_ATTACHMENT):
-        found = attachments.get(text[len(_ATTACHMENT) :])
-        return found if isinstance(found, str) else text
-    return text
+    return _ATTACHMENT.sub(lambda m: found if isinstance(found := attachments.get(m[1]), str) else m[0], text)
 
 
 def _input_text(value: Any) -> str:
@@ -237,24 +280,57 @@ def _input_text(value: Any) -> str:
     return users[-1] if users else ""
 
 
-def _chat(sample: dict[str, Any]) -> tuple[str, str]:
-    """Return the system texts and the last user text before the first reply."""
+@dataclass(slots=True)
+class _Chat:
+    """What a sample's messages hold.
+
+    Attributes:
+        system: The system messages.
+        earlier: Turns before the message that holds the query.
+        user: The message that holds the query.
+        after: What the user says after that, before or after the first generated reply.
+    """
+
+    system: str = ""
+    earlier: str = ""
+    user: str = ""
+    after: str = ""
+
+
+def _chat(sample: dict[str, Any]) -> _Chat:
     system: list[str] = []
-    user = ""
-    messages = sample.get("messages")
-    last = isinstance(sample.get("input"), list)
-    for message in messages if isinstance(messages, list) else []:
+    turns: list[tuple[str, str]] = []
+    after: list[str] = []
+    conversation = isinstance(sample.get("input"), list)
+    generated = False
+    for message in as_list(sample.get("messages")):
         if not isinstance(message, dict):
             continue
-        # An input that is itself a conversation may hold earlier replies.
-        if message.get("role") == "assistant" and (message.get("source") == "generate" or not last):
-            break
+        role = message.get("role")
         text = _resolve(text_of(message.get("content")), as_dict(sample.get("attachments")))
-        if message.get("role") == "system":
+        # An input that is itself a conversation, and examples, hold replies that were not generated.
+        generated |= role == "assistant" and (message.get("source") == "generate" or not conversation)
+        if generated:
+            after.extend([text] if role == "user" else [])
+        elif role == "system":
             system.append(text)
-        elif message.get("role") == "user":
-            user = text
-    return "\n\n".join(system), user
+        elif role in ("user", "assistant"):
+            turns.append((str(role).capitalize(), text))
+    query = _resolve(_input_text(sample.get("input")), as_dict(sample.get("attachments")))
+    asked = [i for i, (role, _) in enumerate(turns) if role == "User"]
+    asked = [i for i in asked if query and query in turns[i][1]] or asked
+    if not asked:
+        return _Chat("\n\n".join(system), after="\n\n".join(after))
+    last = asked[-1]
+    earlier = "\n\n".join(f"{role}: {text}" for role, text in turns[:last])
+    after = [*(text for role, text in turns[last + 1 :] if role == "User"), *after]
+    return _Chat("\n\n".join(system), earlier, turns[last][1], "\n\n".join(after))
+
+
+def _shared(texts: Iterable[str]) -> str | None:
+    """Return the text that all are, None if they differ."""
+    distinct = set(texts)
+    return distinct.pop() if len(distinct) == 1 else None if distinct else ""
 
 
 def _completion(output: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -13,11 +14,11 @@ from typing import Any
 from oirl.errors import ConfigError, DataError, nearest
 from oirl.logs.importing.base import Chunk, Refusal, Request
 from oirl.logs.importing.lines import read_head, read_json_lines, read_whole
-from oirl.logs.importing.runs import BATCH, Run, as_list, batches, choose, load_json, number, run_chunks, text_of, tidy
-from oirl.logs.importing.templates import EXAMPLES, is_plain, names_in
+from oirl.logs.importing.runs import Run, as_list, choose, head_of, load_json, number, run_chunks, text_of, tidy
+from oirl.logs.importing.templates import EXAMPLES, filled, is_plain, names_in
 
 _TIME = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)$")
-_REFERENCES = re.compile(r"""\{[{%][^}]*?[}%]\}|doc\[["'](\w+)["']\]|doc\.get\(["'](\w+)["']""")
+_REFERENCES = re.compile(r"""\{[{%][^{}]*?[}%]\}|doc\[["'](\w+)["']\]|doc\.get\(["'](\w+)["']""")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _QUERY_FIELDS = ("question", "query", "problem", "input", "instruction", "prompt", "text", "sentence", "goal", "ctx")
 _VOTES = {"majority_vote", "maj"}
@@ -36,7 +37,6 @@ class _Task:
     template: str | None = None
     shots: int = 0
     votes: set[str] = field(default_factory=set)
-    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,31 +72,27 @@ class LmEvalSamples:
         yield from run_chunks(path, self._runs(path, task, request), request)
 
     def _runs(self, path: Path, task: _Task, request: Request) -> Iterator[Run | Refusal]:
-        reader: _Reader | None = None
+        lines = _lines(path)
+        first = head_of(lines)
+        head = [s for _, s in first if isinstance(s, dict)]
+        metrics = {str(m): None for s in head for m in as_list(s.get("metrics")) if isinstance(m, str)}
+        reader = _Reader(task, choose(path, request.scorer, metrics, "metric"), head)
         filters: Counter[str] = Counter()
-        metrics: dict[str, None] = {}
-        for batch in batches(_lines(path), BATCH):
-            samples = [(n, s) for n, s in batch if isinstance(s, dict)]
-            if reader is None and samples:
-                head = [s for _, s in samples[:500]]
-                metrics = {str(m): None for s in head for m in as_list(s.get("metrics")) if isinstance(m, str)}
-                reader = _Reader(task, choose(path, request.scorer, metrics, "metric"), _query_fields(head, task))
-                if len(reader.fields) > 1 and "query" not in request.mapped:
-                    request.warnings.append(
-                        f"{path.name}: the query is made of {' + '.join(f'doc.{f}' for f in reader.fields)}; "
-                        "--map query=doc.FIELD takes one of them"
-                    )
-            for row, sample in batch:
-                if isinstance(sample, Refusal):
-                    yield sample
-                    continue
-                kept = sample.get("filter")
-                kept = kept if isinstance(kept, str) else "none"
-                filters[kept] += 1
-                if request.filter is None and len(filters) > 1:
-                    raise ConfigError(_two_filters(path))
-                if request.filter is None or kept == request.filter:
-                    yield from reader.read(row, sample, kept) if reader else ()
+        for row, sample in itertools.chain(first, lines):
+            if isinstance(sample, Refusal):
+                yield sample
+                continue
+            kept = _filter_of(sample)
+            filters[kept] += 1
+            if request.filter is None and len(filters) > 1:
+                raise ConfigError(_two_filters(path))
+            if request.filter is None or kept == request.filter:
+                yield from reader.read(row, sample, kept)
+        if len(reader.fields) > 1 and "query" not in request.mapped:
+            request.warnings.append(
+                f"{path.name}: the query is made of {' + '.join(f'doc.{f}' for f in reader.fields)}; "
+                "--map query=doc.FIELD takes one of them"
+            )
         self._tell(path, request, filters, metrics)
 
     def _tell(self, path: Path, request: Request, filters: Counter[str], metrics: dict[str, None]) -> None:
@@ -119,11 +115,19 @@ class LmEvalSamples:
 class _Reader:
     """Samples of one task to runs."""
 
-    def __init__(self, task: _Task, metric: str | None, fields: list[str]) -> None:
+    def __init__(self, task: _Task, metric: str | None, head: list[dict[str, Any]]) -> None:
         self._task = task
         self._metric = metric
+        self.fields = _query_fields(head, task)  # makes a template of a field's name, so it comes first
         self._plain = task.template is not None and is_plain(task.template)
-        self.fields = fields
+        self._votes = task.votes if task.known else _votes_seen(head)
+
+    def _given(self, rendered: str | None, slots: dict[str, str]) -> str | None:
+        """Return the template with its description, where that stands right before it."""
+        whole = self._task.lead + (self._task.template or "")
+        if self._plain and is_plain(whole) and rendered and filled(whole, slots) == rendered:
+            return whole
+        return self._task.template
 
     def read(self, row: int, sample: dict[str, Any], kept: str) -> Iterator[Run | Refusal]:
         doc = sample.get("doc")
@@ -138,7 +142,7 @@ class _Reader:
             yield Refusal(row, f"{len(replies):,} replies to one document; at most {_MAX_REPLIES:,} are read")
             return
         target = _target(sample.get("target"), options)
-        votes = kept in self._task.votes and len(replies) > 1
+        votes = kept in self._votes and len(replies) > 1
         metrics = {m: sample.get(m) for m in as_list(sample.get("metrics")) if isinstance(m, str)}
         metadata = {
             "task": self._task.name or None,
@@ -165,7 +169,23 @@ class _Reader:
             verdict = None if i or votes else _verdict(sample.get(self._metric) if self._metric else None)
             examples = f"{{{self._task.shots} examples}}" if self._task.shots else EXAMPLES
             shown = slots if self._plain else {f: slots[f] for f in self.fields if f in slots} or {"query": query}
-            yield Run(row, values, verdict, sample, rendered, shown, "", self._task.template, examples)
+            yield Run(row, values, verdict, sample, rendered, shown, "", self._given(rendered, slots), examples)
+
+
+def _filter_of(sample: dict[str, Any]) -> str:
+    kept = sample.get("filter")
+    return kept if isinstance(kept, str) else "none"
+
+
+def _votes_seen(head: list[dict[str, Any]]) -> set[str]:
+    """Return the filters whose result cannot be that of the first reply: what they found does not stand in it."""
+    found: set[str] = set()
+    for sample in head:
+        replies, filtered = _replies(sample, [], None), as_list(sample.get("filtered_resps"))
+        scored = filtered[0] if filtered else None
+        if len(replies) > 1 and isinstance(scored, str) and scored != "[invalid]" and scored not in (replies[0] or ""):
+            found.add(_filter_of(sample))
+    return found
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refusal]]:
@@ -184,7 +204,7 @@ def _task_of(path: Path) -> _Task:
     task = _Task(name, time[1] if time else stem)
     beside = sorted(path.parent.glob("results_*.json"), reverse=True)
     same = [p for p in beside if time and time[1] in p.name]
-    for file in same or beside:
+    for file in same if time else beside:
         try:
             results = load_json(file, read_whole(file))
         except DataError:
@@ -203,6 +223,8 @@ def _fill_task(task: _Task, results: dict[str, Any], config: dict[str, Any]) -> 
     task.shots = shots if isinstance(shots, int) and not isinstance(shots, bool) and shots > 0 else 0
     template = config.get("doc_to_text")
     task.template = template if isinstance(template, str) and template.strip() else None
+    lead = config.get("description")
+    task.lead = lead if isinstance(lead, str) else ""
     for entry in as_list(config.get("filter_list")):
         steps = entry.get("filter") if isinstance(entry, dict) else None
         functions = [s.get("function") for s in as_list(steps) if isinstance(s, dict)]
@@ -311,11 +333,11 @@ def _replies(sample: dict[str, Any], options: list[str], metric: str | None) -> 
     if not isinstance(responses, list) or not responses:
         return [None]
     if options:
-        found = [_log_probability(r) for r in sample.get("filtered_resps") or responses]
+        found = [_log_probability(r) for r in as_list(sample.get("filtered_resps")) or responses]
         if len(found) != len(options) or any(p is None for p in found):
             return [None]
         # acc_norm compares log-probabilities per character of the continuation.
-        sizes = [max(len(o), 1) if metric == "acc_norm" else 1 for o in options]
+        sizes = [max(len(o.strip()), 1) if metric == "acc_norm" else 1 for o in options]
         scores = [(p or 0.0) / n for p, n in zip(found, sizes, strict=True)]
         return [options[scores.index(max(scores))].strip()] if len(options) > 1 else [None]
     replies = responses[0] if isinstance(responses[0], list) else responses
@@ -328,7 +350,7 @@ def _log_probability(value: Any) -> float | None:
         value = value[0]
     try:
         return float(value)  # written as text, "-inf" among them
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -337,7 +359,9 @@ def _target(target: Any, options: list[str]) -> str | None:
         target = target[0]
     if isinstance(target, bool) or target is None:
         return None
-    place = target if isinstance(target, int) else int(target) if str(target).isdecimal() and options else None
+    place = target if isinstance(target, int) else None
+    if isinstance(target, str) and target.isdecimal() and len(target) < 6:
+        place = int(target)
     if options and place is not None and 0 <= place < len(options):
         return options[place].strip()
     return target if isinstance(target, str) else str(target) if isinstance(target, (int, float)) else None

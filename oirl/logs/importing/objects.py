@@ -60,7 +60,7 @@ def _first_object(path: Path, head: bytes, time: int, size: int) -> dict[str, An
         start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
         text = start.removeprefix(b"[").decode("utf-8", "ignore").lstrip()
         value, _ = json.JSONDecoder().raw_decode(text)
-    except (DataError, ValueError, RecursionError):
+    except (DataError, ValueError, OverflowError, KeyError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -86,7 +86,7 @@ def _arrow(path: Path) -> Any:
             return pa.RecordBatchReader.from_batches(file.schema, batches)
         source.seek(0)
         return ipc.open_stream(source)
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         raise DataError(f"{path} is not a readable Arrow file: {first_line(e)}") from e
 
 
@@ -99,7 +99,7 @@ def _batches(path: Path, batches: Any) -> Iterator[tuple[int, Any]]:
                 for value in batch.slice(start, _ROWS).to_pylist():
                     row += 1
                     yield row, value
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as e:
         raise DataError(f"{path} is damaged after row {row}: {first_line(e)}") from e
 
 

@@ -59,7 +59,11 @@ def _runs(path: Path, request: Request) -> Iterator[Run | Refusal]:
     if not samples:
         raise DataError(f"{path} holds no events of samples")
     scores: dict[str, None] = {"match": None} if any(s.match for s in samples.values()) else {}
-    scores |= {name: None for s in samples.values() for name in s.metrics}
+    # Other metrics, such as a grader's choice of a letter, are no scores.
+    numbers = {
+        n for s in samples.values() for n, v in s.metrics.items() if isinstance(v, bool) or number(v) is not None
+    }
+    scores |= {name: None for s in samples.values() for name in s.metrics if name in numbers}
     scorer = choose(path, request.scorer, scores, "score")
     if len(scores) > 1 and request.scorer is None:
         request.warnings.append(

@@ -15,6 +15,7 @@ from oirl.logs.importing.runs import Run, as_list, choose, number, row_chunks, t
 from oirl.logs.importing.templates import shared_start
 
 _TURN = re.compile(r"\n\n(?=(?:Human|Assistant):)")
+_MAX_PAIRS = 10_000
 _SAME = "chosen and rejected are the same text: they show no preference"
 
 Rows = Iterator["Run | Refusal"]
@@ -181,9 +182,16 @@ def _read_rewardbench(row: int, value: dict[str, Any]) -> Rows:
     if not isinstance(query, str):
         yield Refusal(row, "`prompt` must be text or a list of messages", value)
         return
-    chosen, rejected = ([v] if isinstance(v, str) or _is_chat(v) else v for v in (value["chosen"], value["rejected"]))
+    chosen, rejected = (
+        [v] if isinstance(v, str) or _is_chat(v) else v for v in (value.get("chosen"), value.get("rejected"))
+    )
     if not isinstance(chosen, list) or not isinstance(rejected, list) or not chosen or not rejected:
         yield Refusal(row, "`chosen` and `rejected` must be texts or lists of texts", value)
+        return
+    if len(chosen) * len(rejected) > _MAX_PAIRS:
+        yield Refusal(
+            row, f"{len(chosen)} x {len(rejected)} completions; at most {_MAX_PAIRS:,} pairs of a row are read"
+        )
         return
     pairs = list(itertools.product(range(len(chosen)), range(len(rejected))))
     for i, k in pairs:
@@ -197,7 +205,7 @@ def _read_rewardbench(row: int, value: dict[str, Any]) -> Rows:
             wrong,
             pair_id=f"{name}/{i}-{k}" if name and len(pairs) > 1 else name,
             source=f"rewardbench/{value.get('subset')}",
-            metadata=tidy({n: value.get(n) for n in ("chosen_model", "rejected_model")}),
+            metadata=tidy({n: value.get(n) for n in ("chosen_model", "rejected_model")}) or None,
         )
 
 
@@ -237,6 +245,9 @@ class UltraFeedback:
                 scorer = choose(path, request.scorer, {n: None for _, r in rated for n in r}, "rating")
             scored = [(c, r[scorer]) for c, r in rated if scorer in r and isinstance(c.get("response"), str)]
             query = value.get("instruction")
+            if len(scored) ** 2 > 2 * _MAX_PAIRS:
+                yield Refusal(row, f"{len(scored)} completions; at most {_MAX_PAIRS:,} pairs of a row are read")
+                continue
             if not isinstance(query, str) or len(scored) < 2:
                 yield Refusal(row, "an `instruction` and two completions with ratings are needed", value)
                 continue
@@ -272,7 +283,7 @@ def _ratings(completion: dict[str, Any]) -> dict[str, float]:
         rating = note.get("Rating") if isinstance(note, dict) else None
         try:
             aspects[str(name)] = float(rating)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     found = {"mean_rating": sum(aspects.values()) / len(aspects)} if aspects else {}
     for name in ("fine-grained_score", "overall_score"):
@@ -313,6 +324,9 @@ class TrlUnpaired:
                 first = prompt[0].get("role") == "system" and len(prompt) > 1
                 system = text_of(prompt[0].get("content")) if first else ""
                 prompt = _conversation(prompt[1:] if first else prompt)
+            if completion is None or value.get("label") is None:
+                yield Refusal(row, "a `completion` and its `label` are needed", value)
+                continue
             values = {
                 "query": prompt,
                 "prompt": system,

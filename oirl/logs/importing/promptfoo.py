@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from oirl.errors import DataError
-from oirl.logs.importing.base import Chunk, Refusal, Request
+from oirl.logs.importing.base import Chunk, PromptNote, Refusal, Request
 from oirl.logs.importing.lines import MAX_LINE_BYTES, read_blocks, read_json_lines, read_whole
-from oirl.logs.importing.runs import HEAD, Run, as_dict, as_list, choose, load_json, number, run_chunks, tidy, whole
+from oirl.logs.importing.runs import Run, as_dict, as_list, choose, head_of, load_json, number, run_chunks, tidy, whole
 from oirl.logs.importing.templates import names_in, shown, varying
 
 _ANSWERS = ("answer", "expected", "gold", "target", "ideal", "reference", "solution", "label", "__expected")
+_RAW = re.compile(r"\{% raw %\}(.*)\{% endraw %\}", re.DOTALL)
 _EXACT = {"equals", "contains", "icontains"}
 _COLUMN = re.compile(r"\[(.+?)\] (.*)", re.DOTALL)
-_CELL = re.compile(r"\[(PASS|FAIL|ERROR)\] ?(?:\((-?[\d.]+)[^)\n]*\) ?)?", re.DOTALL)
+_CELL = re.compile(r"\[(PASS|FAIL|ERROR)\] ?(?:\((-?[\d.]{1,30})(?![\d.])[^)\n]*\) ?)?", re.DOTALL)
 _EXTRA = {"Status", "Score", "Named Scores", "Grader Reason", "Comment"}
 _PROVIDER_ERROR = 2
 _NO_HEADS: list[dict[str, Any]] = []
@@ -50,7 +51,7 @@ class PromptfooResults:
             source, heads, about = _table(path), _NO_HEADS, _NOTHING
         else:
             source, heads, about = _open(path)
-        first = [item for _, item in zip(range(HEAD), source, strict=False)]
+        first = head_of(source)
         reader = _Reader(path, heads, about, [r for _, r in first if isinstance(r, dict)], request)
 
         def runs() -> Iterator[Run | Refusal]:
@@ -59,6 +60,7 @@ class PromptfooResults:
                     yield reader.read(row, result)
 
         yield from run_chunks(path, runs(), request)
+        reader.tell(path, request)
 
 
 class _Reader:
@@ -73,6 +75,7 @@ class _Reader:
         request: Request,
     ) -> None:
         self._heads = heads
+        self._labels: dict[str, str | None] = {}
         self._run_id = about.get("evalId")
         self._created = about.get("timestamp")
         named = {name: None for r in first for name in as_dict(r.get("namedScores"))}
@@ -138,11 +141,24 @@ class _Reader:
         key, given = self._template(result)
         prompt = result.get("prompt")
         rendered = _raw(prompt) if isinstance(prompt, (dict, str)) and not result.get("label_only") else None
-        if given is not None and given.lstrip()[:1] in "[{" and not given.lstrip().startswith("{{"):
+        shape = (given if given is not None else rendered or "").lstrip()
+        if shape[:1] in ("[", "{") and not shape.startswith("{{"):  # values stand in JSON
             values = {n: json.dumps(v, ensure_ascii=False)[1:-1] for n, v in values.items()}
-        if rendered is None:
-            columns["prompt"] = given
+        if rendered is None:  # of a table; a label may be the template, else it is but its name
+            columns["prompt"] = given or ""
+            columns["prompt_id"] = None if given else key or None
+            self._labels.setdefault(key, given)
         return Run(row, columns, verdict, result, rendered, values, key, given)
+
+    def tell(self, path: Path, request: Request) -> None:
+        """Say where the prompts of a table come from."""
+        request.prompts.extend(PromptNote(given, "format") for given in self._labels.values() if given)
+        named = [label for label, given in self._labels.items() if not given]
+        if named:
+            request.warnings.append(
+                f"{path.name}: the table has only the labels of some prompts ({', '.join(named)[:200]}), so these have "
+                "names but no text; results written with -o results.json have both"
+            )
 
     def _template(self, result: dict[str, Any]) -> tuple[str, str | None]:
         """Return which template a result belongs to, and its text where the file keeps it."""
@@ -157,7 +173,7 @@ class _Reader:
                 head = same[0] if same else None
             if head is not None and _raw(head):
                 return _raw(head), _raw(head)
-        if result.get("label_only") or (isinstance(label, str) and names_in(label)):
+        if isinstance(label, str) and names_in(label):
             return str(label), str(label)
         return str(result.get("promptId") or label or ""), None
 
@@ -215,14 +231,19 @@ def _table(path: Path) -> Iterator[tuple[int, Any]]:
         header = next(reader, [])
         columns = _columns(header)
         for row, cells in enumerate(reader, 1):
+            if not cells:
+                continue
             if len(cells) != len(header):
                 reason = f"{len(cells)} cells where the header has {len(header)}"
                 yield row, Refusal(row, reason, cells[:50])
                 continue
             first = columns[0][0] if columns else 0
             values = dict(zip(header[:first], cells[:first], strict=True))
+            # A column of promptfoo's own, if any test has a description.
+            about = values.pop("Description", None) if header[0] == "Description" and first > 1 else None
             for start, end, provider, label in columns:
-                yield row, _from_cells(values, header[start + 1 : end], cells[start:end], provider, label)
+                result = _from_cells(values, header[start + 1 : end], cells[start:end], provider, label)
+                yield row, result | {"testCase": {"description": about or None}}
     except csv.Error as e:
         raise DataError(f"{path} cannot be read as a table: {e}") from e
     finally:
@@ -247,7 +268,8 @@ def _from_cells(values: dict[str, str], names: list[str], cells: list[str], prov
         "provider": {"id": provider},
         "prompt": {"label": label},
         "vars": values,
-        "response": {"output": None if status == "ERROR" and not output else output},
+        "response": {"output": None if status == "ERROR" else output},
+        "error": output if status == "ERROR" else None,
         "success": {"PASS": True, "FAIL": False}.get(status),
         "score": graded,
         "namedScores": named,
@@ -261,18 +283,25 @@ def _raw(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     raw = as_dict(prompt).get("raw")
-    return raw if isinstance(raw, str) else "" if raw is None else json.dumps(raw)
+    return "" if raw is None else _text(raw)
 
 
 def _vars(result: dict[str, Any]) -> dict[str, str]:
     values = as_dict(result.get("vars")) or as_dict(as_dict(result.get("testCase")).get("vars"))
-    return {
-        n: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for n, v in values.items() if v is not None
-    }
+    texts = {n: _text(v) for n, v in values.items()}
+    # A variable is itself a template to promptfoo; what is marked as raw is filled in without the marks.
+    return {n: m[1] if (m := _RAW.fullmatch(t)) else t for n, t in texts.items() if values[n] is not None}
 
 
 def _output(output: Any) -> str | None:
-    return output if isinstance(output, str) or output is None else json.dumps(output, ensure_ascii=False)
+    return None if output is None else _text(output)
+
+
+def _text(value: Any) -> str:
+    try:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "nested too deeply"
 
 
 def _expected(result: dict[str, Any]) -> str | None:

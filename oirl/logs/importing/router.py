@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from oirl.errors import DataError
 from oirl.logs.importing.base import Chunk, Refusal, Request
 from oirl.logs.importing.lines import read_head
 from oirl.logs.importing.objects import read_objects
-from oirl.logs.importing.runs import HEAD, Run, number, run_chunks, text_of
+from oirl.logs.importing.runs import Run, head_of, number, run_chunks, text_of
 from oirl.records import SCHEMAS
 
 _QUERIES = ("query", "question", "prompt", "instruction", "input", "text")
@@ -42,7 +43,7 @@ class RouterTable:
     def chunks(self, path: Path, request: Request) -> Iterator[Chunk]:
         """Yield one row per query and model."""
         rows = read_objects(path)
-        head = [item for _, item in zip(range(HEAD), rows, strict=False)]
+        head = head_of(rows)
         first = [o for _, o in head if isinstance(o, dict)]
         names = list(dict.fromkeys(n for o in first for n in o))
         query = request.mapped.get("query") or _query_field(names)
@@ -66,7 +67,7 @@ class RouterTable:
 
 def _row(row: int, value: dict[str, Any], query: str, models: Sequence[str]) -> Iterator[Run | Refusal]:
     asked = value.get(query)
-    text = asked if isinstance(asked, str) else text_of(asked)
+    text = _unlisted(asked) if isinstance(asked, str) else text_of(asked)
     sample = next((value[n] for n in ("query_id", "sample_id") if value.get(n) is not None), None)
     for model in models:
         cell = value.get(model)
@@ -89,7 +90,20 @@ def _row(row: int, value: dict[str, Any], query: str, models: Sequence[str]) -> 
             "cost": value.get(model + _COST),
             "dataset": value.get("eval_name"),
         }
-        yield Run(row, values, verdict, value)
+        dataset = value.get("eval_name")
+        yield Run(row, values, verdict, value, scale=dataset if isinstance(dataset, str) else "")
+
+
+def _unlisted(text: str) -> str:
+    """Return the turns of a text that is a Python list of texts, as RouterBench has them; else the text itself."""
+    if not (text.startswith("[") and text.endswith("]")) or len(text) > 1_000_000:
+        return text
+    try:
+        turns = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    whole = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
+    return "\n\n".join(turns) if whole else text
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:

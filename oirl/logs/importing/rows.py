@@ -158,7 +158,8 @@ class RowBuilder:
         """Number repeated runs that carry no number; return the rows that repeat a number."""
         if self.record != "interactions":
             keys = row_keys([columns[self.schema.names[0]]])
-            seen = self._queries.add(keys)
+            seen = self._cells.add(keys)
+            self._queries.add(row_keys([columns["query"]]) if self.record == "preferences" else keys)
             return {int(i): f"{self.schema.names[0]} repeats an earlier row" for i in np.flatnonzero(seen)}
         self._queries.add(row_keys([columns["query_id"]]))
         self._prompts.add(row_keys([columns["prompt_id"]]))

@@ -17,6 +17,7 @@ from oirl.logs.importing.templates import EXAMPLES, Template, recover, shared_af
 
 BATCH = 4096
 HEAD = 500
+_BATCH_CHARACTERS = 32 << 20
 _MAX_DEPTH = 40
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class Run:
         rendered: The text given to the model, if the prompt is to be recovered from it.
         slots: Name -> text of what was filled into the template.
         key: Which of the file's templates it is.
+        scale: Which of the file's scales the score is on; a scale is of verdicts or of grades.
         given: The template as far as the tool keeps it.
         examples: What stands for examples that differ from row to row.
     """
@@ -46,6 +48,7 @@ class Run:
     key: str = ""
     given: str | None = None
     examples: str = EXAMPLES
+    scale: str = ""
 
 
 def run_chunks(path: Path, runs: Iterable[Run | Refusal], request: Request) -> Iterator[Chunk]:
@@ -61,7 +64,7 @@ def run_chunks(path: Path, runs: Iterable[Run | Refusal], request: Request) -> I
     """
     scale, prompts = Scale(), Prompts()
     checked = False
-    for batch in batches(runs, BATCH):
+    for batch in _run_batches(runs, bool(request.mapped)):
         kept = [r for r in batch if isinstance(r, Run)]
         refused = [r for r in batch if isinstance(r, Refusal)]
         if kept and not checked:
@@ -70,7 +73,7 @@ def run_chunks(path: Path, runs: Iterable[Run | Refusal], request: Request) -> I
         scale.learn(kept)
         prompts.learn(kept)
         for run in kept:
-            correct, score = scale.read(run.verdict)
+            correct, score = scale.read(run)
             run.values.setdefault("correct", correct)
             run.values.setdefault("score", score)
             if "prompt" not in run.values:
@@ -83,7 +86,7 @@ def run_chunks(path: Path, runs: Iterable[Run | Refusal], request: Request) -> I
 def row_chunks(path: Path, rows: Iterable[Run | Refusal], request: Request) -> Iterator[Chunk]:
     """Yield rows that are no runs, such as preference pairs, in chunks; see `run_chunks` for the rest."""
     checked = False
-    for batch in batches(rows, BATCH):
+    for batch in _run_batches(rows, bool(request.mapped)):
         kept = [r for r in batch if isinstance(r, Run)]
         if kept and not checked:
             _check_mapped(path, kept[:HEAD], request)
@@ -104,29 +107,33 @@ class Scale:
     """Whether the scores of a file are verdicts (0 and 1 only) or grades; grades are no verdicts."""
 
     def __init__(self) -> None:
-        self._graded: bool | None = None
+        self._graded: dict[str, bool] = {}
         self._between = 0
 
     def learn(self, runs: Iterable[Run]) -> None:
-        """Decide by the first runs that have a score."""
-        if self._graded is None:
-            numbers = [r.verdict for r in runs if r.verdict is not None]
-            if numbers:
-                self._graded = any(n not in (0, 1) for n in numbers)
+        """Decide, for each scale, by the first runs that have a score."""
+        found: dict[str, bool] = {}
+        for run in runs:
+            if run.verdict is not None and run.scale not in self._graded:
+                found[run.scale] = found.get(run.scale, False) or run.verdict not in (0, 1)
+        self._graded |= found
 
-    def read(self, verdict: bool | float | None) -> tuple[bool | None, float | None]:
+    def read(self, run: Run) -> tuple[bool | None, float | None]:
         """Return `correct` and `score`."""
-        if verdict is None:
+        if run.verdict is None:
             return None, None
-        if verdict in (0, 1) and not self._graded:
-            return bool(verdict), None
-        self._between += 1
-        return None, float(verdict)
+        graded = self._graded[run.scale]
+        if run.verdict in (0, 1) and not graded:
+            return bool(run.verdict), None
+        self._between += not graded
+        return None, float(run.verdict)
 
     def warnings(self) -> list[str]:
         """Say where scores are no verdicts."""
-        if self._graded:
-            return ["its scores are grades, not 0 and 1: they stand in the column `score`, and there is no verdict"]
+        graded = [scale for scale, found in self._graded.items() if found]
+        if graded:
+            where = f" of {', '.join(graded)}" if graded != [""] else ""
+            return [f"scores{where} are grades, not 0 and 1: they stand in the column `score`, without verdict"]
         if self._between:
             return [f"{self._between:,} scores are neither 0 nor 1: they stand in the column `score`, without verdict"]
         return []
@@ -229,6 +236,53 @@ def dig(value: Any, path: str) -> Any:
         else:
             return None
     return value
+
+
+def head_of(source: Iterator[T]) -> list[T]:
+    """Take the first items of an iterator, as many as a look at a file needs and memory allows."""
+    head: list[T] = []
+    weight = 0
+    for item in source:
+        head.append(item)
+        weight += _weight(item)
+        if len(head) == HEAD or weight > _BATCH_CHARACTERS:
+            break
+    return head
+
+
+def _weight(value: Any) -> int:
+    """Return about how many characters a parsed value holds."""
+    waiting, total = [value], 0
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str):
+            total += len(found)
+        elif isinstance(found, dict):
+            waiting.extend(found.values())
+            total += 16 * len(found)
+        elif isinstance(found, (list, tuple)):
+            waiting.extend(found)
+            total += 8 * len(found)
+    return total
+
+
+def _run_batches(runs: Iterable[Run | Refusal], sources: bool) -> Iterator[list[Run | Refusal]]:
+    """Yield batches of runs with flat memory: heavy runs in small batches, what they were read from only if needed."""
+    batch: list[Run | Refusal] = []
+    weight = 0
+    for run in runs:
+        batch.append(run)
+        if isinstance(run, Run):
+            weight += sum(len(v) for v in run.values.values() if isinstance(v, str)) + len(run.rendered or "")
+            if sources:
+                weight += _weight(run.source)
+            else:
+                run.source = None
+        if len(batch) == BATCH or weight > _BATCH_CHARACTERS:
+            yield batch
+            batch, weight = [], 0
+    if batch:
+        yield batch
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -244,7 +244,7 @@ class ArrowTable:
                     batches, schema = iter(stream), stream.schema
                 check_fields(path, fields, schema.names, needed(fields))
                 yield from _batch_chunks(batches, fields)
-        except (pa.ArrowException, OSError) as e:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise DataError(f"{path} is not a readable Arrow file: {first_line(e)}") from e
 
 

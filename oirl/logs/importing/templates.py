@@ -81,11 +81,14 @@ def recover(
     leads = [lead for lead, c, t in split if c == core and t.startswith(tail)]
     parts = (*core[:-1], core[-1] + tail)
     (lead, count), *_ = Counter(leads).most_common(1)
-    shown = "".join(_marker(p) if i % 2 else p for i, p in enumerate(parts))
+    kept = given is not None and core == tuple(_PLACEHOLDER.split(given))
+    shown = f"{given}{tail}" if kept else "".join(_marker(p) if i % 2 else p for i, p in enumerate(parts))
     if count >= max(_MAJORITY * len(leads), 1):
         return Template(lead + shown, lead, "", "", parts)
     start = _to_last_line(shared_start(leads))
     end = _from_first_line(shared_start([lead[len(start) :][::-1] for lead in leads])[::-1])
+    label = (end + parts[0]).rpartition("\n")[2]  # examples begin as the query does
+    start = start.removesuffix(label) if label else start
     return Template(start + examples + end + shown, None, start, end, parts)
 
 
@@ -113,6 +116,11 @@ def shared_affixes(texts: Iterable[str]) -> tuple[str, str]:
 def names_in(template: str) -> list[str]:
     """Return the names of a template's placeholders `{{name}}`, in order and once each."""
     return list(dict.fromkeys(_PLACEHOLDER.findall(template)))
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """Return a plain template with its placeholders filled; unknown ones stay."""
+    return _PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), template)
 
 
 def is_plain(template: str) -> bool:
