@@ -64,6 +64,15 @@ class ImportReport:
         """Return the report as a dictionary for JSON."""
         return asdict(self)
 
+    def add(self, file: dict[str, Any], request: Request) -> None:
+        """Add what became of one file."""
+        self.files.append(file)
+        self.rows_kept += file["rows_kept"]
+        self.rows_refused += file["rows_refused"]
+        self.rows_read = self.rows_kept + self.rows_refused
+        self.prompts.extend({"file": file["file"], **note.to_dict()} for note in request.prompts)
+        self.warnings.extend(request.warnings)
+
 
 def import_log(
     sources: Source | Sequence[Source],
@@ -113,28 +122,18 @@ def import_log(
 
     with LogWriter(out, record) as writer, _Rejections(out, strict) as rejections:
         for path, importer in located:
-            before = (report.rows_kept, report.rows_refused)
             request = Request(fields, mapping, filter, scorer)
+            file: dict[str, Any] = {"file": str(path), "format": importer.name, "rows_kept": 0, "rows_refused": 0}
             for chunk in importer.chunks(path, request):
                 batch, refused = builder.build(chunk)
                 rejections.add(path, refused)
                 writer.write(batch)
-                report.rows_kept += batch.num_rows
-                report.rows_refused += len(refused)
+                file["rows_kept"] += batch.num_rows
+                file["rows_refused"] += len(refused)
                 if progress:
-                    progress(f"{path.name}: {report.rows_kept:,} rows kept, {report.rows_refused:,} refused")
-            kept, lost = report.rows_kept - before[0], report.rows_refused - before[1]
-            report.files.append({"file": str(path), "format": importer.name, "rows_kept": kept, "rows_refused": lost})
-            report.prompts.extend({"file": str(path), **note.to_dict()} for note in request.prompts)
-            report.warnings.extend(request.warnings)
-        if not report.rows_kept:
-            raise DataError(_nothing_kept(located, rejections))
-        if grader and not grader.counts.graded:
-            raise DataError(
-                f"--grade {grade}: no row could be graded, as none has both a `response` and a readable `answer`; "
-                "map them with --map response=FIELD --map answer=FIELD"
-            )
-    report.rows_read = report.rows_kept + report.rows_refused
+                    progress(f"{path.name}: {file['rows_kept']:,} rows kept, {file['rows_refused']:,} refused")
+            report.add(file, request)
+        _check_kept(report, located, rejections, grader)
     report.reasons = rejections.summary()
     report.rejected_file = rejections.written
     report.n_queries, report.n_prompts = builder.n_queries, builder.n_prompts
@@ -262,6 +261,18 @@ def _check_columns(record: str, mapping: Mapping[str, str], constants: Mapping[s
                 )
     for column in mapping.keys() & constants.keys():
         raise ConfigError(f"column {column!r} stands in both --map and --set; keep one of the two")
+
+
+def _check_kept(
+    report: ImportReport, located: list[tuple[Path, Importer]], rejections: _Rejections, grader: Grader | None
+) -> None:
+    if not report.rows_kept:
+        raise DataError(_nothing_kept(located, rejections))
+    if grader and not grader.counts.graded:
+        raise DataError(
+            f"--grade {grader.counts.checker}: no row could be graded, as none has both a `response` and a readable "
+            "`answer`; map them with --map response=FIELD --map answer=FIELD"
+        )
 
 
 def _nothing_kept(located: list[tuple[Path, Importer]], rejections: _Rejections) -> str:

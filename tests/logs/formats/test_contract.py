@@ -337,7 +337,7 @@ def archive(*more: Member) -> bytes:
 HOSTILE = {
     "../evil": (Member("../evil", b"x"), 1, 0),
     "../ in samples": (Member("samples/../../evil_epoch_1.json", OTHER), 2, 0),
-    "absolute": (Member("/tmp/oirl-evil", b"x"), 1, 0),
+    "absolute": (Member("/oirl-evil", b"x"), 1, 0),
     "windows": (Member("C:\\evil", b"x"), 1, 0),
     "symlink": (sample_member(data=b"/etc/passwd", attributes=0o120777 << 16), 1, 1),
     "symlink beside": (Member("link", b"/etc", attributes=0o120777 << 16), 1, 0),
@@ -375,12 +375,12 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", list(HOSTILE))
 def test_hostile_members(tmp_path: Path, kind: str) -> None:
     member, kept, refused = HOSTILE[kind]
-    before = Path("/tmp/oirl-evil").exists(), set(tmp_path.parent.iterdir())
+    before = Path("/oirl-evil").exists(), set(tmp_path.parent.iterdir())
     source = SAMPLES["inspect-eval"].build(tmp_path, archive(member))
     assert check(source, tmp_path, "inspect")
     report = oirl.import_log(source, tmp_path / "log.parquet")
     assert (report.rows_kept, report.rows_refused) == (kept, refused)
-    assert (Path("/tmp/oirl-evil").exists(), set(tmp_path.parent.iterdir())) == before
+    assert (Path("/oirl-evil").exists(), set(tmp_path.parent.iterdir())) == before
 
 
 @pytest.mark.parametrize(
