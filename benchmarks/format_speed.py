@@ -1,8 +1,8 @@
 """Time and measure `oirl.import_log` on 200,000 lines of lm-eval samples, beside `json.loads` of the same lines.
 
-Prints one JSON document. `seconds` is for one core, reading both passes included; `ratio` is the seconds of `json.loads`
-alone over oirl's, as no reader of these files in Python can be faster than that. `peak_mb` at one and at five times the
-lines tells whether memory is flat.
+Prints one JSON document. `seconds` is for one core, reading both passes included; `ratio` is the seconds of
+`json.loads` alone over oirl's, as no reader of these files in Python can be faster than that. `peak_mb` at one and at
+five times the lines tells whether memory is flat.
 Run from anywhere: `python benchmarks/format_speed.py [--lines N]`.
 """
 

@@ -63,7 +63,7 @@ def test_a_link_that_leads_outside_is_refused(tmp_path: Path) -> None:
 def test_a_state_that_cannot_be_followed(tmp_path: Path) -> None:
     folder = shutil.copytree(SAVED / "one", tmp_path / "one")
     (folder / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(NotFoundError, match="names the file .*, but it is not there"):
+    with pytest.raises(NotFoundError, match=r"names the file .*, but it is not there"):
         read(folder, tmp_path)
     (folder / "state.json").write_text("[]")
     with pytest.raises(DataError, match="is not the state of a saved data set"):
