@@ -314,6 +314,8 @@ def test_runs_of_several_language_models_are_told(selector: PromptSelector, test
     names = pa.array(["weak" if i % 2 else "strong" for i in range(len(test_log))])
     both = test_log.append_column("model", names)
     assert any("2 language models (strong, weak)" in w for w in evaluate(selector, both, draws=50).warnings)
+    router = test_log.append_column("model", test_log["prompt_id"])
+    assert not any("language model" in w for w in evaluate(selector, router, draws=50).warnings)
     assert not any("language model" in w for w in evaluate(selector, test_log, draws=50).warnings)
 
 
