@@ -64,18 +64,22 @@ def evaluate(
     embedder: Annotated[
         str | None, typer.Option("--embedder", help="The embedder, where it is code of your own.")
     ] = None,
+    estimator: Annotated[
+        str,
+        typer.Option("--estimator", help="auto, replay, ips, snips, direct, doubly_robust or switch."),
+    ] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="For the bootstrap.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Evaluate the model and what it would choose on a log, with 95% intervals."""
+    from oirl.evaluation.evaluate import EVALUATED
     from oirl.evaluation.evaluate import evaluate as run
     from oirl.logs.store import read_log
-    from oirl.rewards.training import COLUMNS
     from oirl.selection.selector import PromptSelector
 
     with working(f"evaluating {model}"):
         selector = PromptSelector.load(model, embedder=embedder)
-        document = run(selector, read_log(log, COLUMNS), seed=seed).to_dict()
+        document = run(selector, read_log(log, EVALUATED), estimator=estimator, seed=seed).to_dict()
     if json_:
         print_json(document)
     else:

@@ -8,11 +8,21 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from oirl.errors import DataError, NotFittedError
+from oirl.errors import ConfigError, DataError, NotFittedError
 from oirl.evaluation import metrics
+from oirl.evaluation.ceilings import best_choice_ceiling
 from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval
-from oirl.evaluation.policies import held_out_ceiling, one_draw_oracle, replay
+from oirl.evaluation.logged import logged_runs
+from oirl.evaluation.policies import one_hot
 from oirl.evaluation.success import prompt_success, success_interval
+from oirl.evaluation.valuation import (
+    ESTIMATORS,
+    Valuation,
+    allows_replay,
+    complete_queries,
+    replay_policies,
+    value_off_policy,
+)
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.splits import find_leaks, group_queries, test_rows
 from oirl.logs.store import conform_table
@@ -20,7 +30,8 @@ from oirl.rewards.prompts import PromptRewardModel
 from oirl.rewards.training import COLUMNS, check_seed, pooled_models_warning
 
 POLICIES = ("best_prompt", "selector", "deployed", "knn", "random")
-_METHOD = "at least this: choose on all runs but one, score on the run left out; or what a policy here reaches"
+EVALUATED = (*COLUMNS, "propensity")
+"""The columns of a log that `evaluate` reads."""
 
 
 class Selector(Protocol):
@@ -53,6 +64,7 @@ class Evaluation:
         null_model: The same metrics of predicting each prompt's success in the training log for every query.
         prompts: Success of each prompt with its interval.
         policies: Name -> value and gain over `best_prompt`, both with 95% intervals, and the estimator.
+        off_policy: Where values are not replayed: how prompts were chosen, support, and what each estimator says.
         ceiling: What the best choice per query could reach.
         deploy: What the gate decided when the model was fitted.
         warnings: What limits the figures.
@@ -65,6 +77,7 @@ class Evaluation:
     null_model: dict[str, float | None]
     prompts: list[dict[str, Any]]
     policies: dict[str, dict[str, Any]]
+    off_policy: dict[str, Any] | None
     ceiling: dict[str, Any]
     deploy: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
@@ -74,31 +87,38 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(selector: Selector, log: pa.Table, *, seed: int = 0, draws: int = 2000) -> Evaluation:
+def evaluate(
+    selector: Selector, log: pa.Table, *, estimator: str = "auto", seed: int = 0, draws: int = 2000
+) -> Evaluation:
     """Evaluate a fitted selector and its reward model on a log.
 
-    Rows that the log marks "test" are used where it marks any. Values of policies are replayed: exact on queries that
-    were run under every prompt of the model. Intervals come from a bootstrap over queries, near duplicates taken
-    together, paired for gains.
+    Rows that the log marks "test" are used where it marks any. Where at least half of the queries were run under every
+    prompt of the model, values of policies are replayed on these: exact. Else they come from an off-policy estimator,
+    with the propensities of the log or estimated ones (`oirl.evaluation.valuation`). Intervals come from a bootstrap
+    over queries, near duplicates taken together, paired for gains.
 
     Args:
         selector: A fitted or loaded `oirl.PromptSelector`.
         log: Interactions with verdicts.
+        estimator: "auto", or one of `oirl.evaluation.valuation.ESTIMATORS`.
         seed: For the bootstrap.
         draws: Number of bootstrap resamples.
 
     Raises:
         NotFittedError: If the selector is not fitted.
         DataError: If the log has no verdicts, or none under a prompt of the model, or an id stands for another prompt.
-        ConfigError: If the seed is negative.
+        ConfigError: If the seed is negative, or the log does not allow the estimator.
     """
     if not hasattr(selector, "model_"):
         raise NotFittedError("evaluate needs a fitted oirl.PromptSelector: call fit(log), or oirl.load(folder), first")
     model = selector.model_
     check_seed(seed)
+    if estimator not in ("auto", *ESTIMATORS):
+        raise ConfigError(f"unknown estimator {estimator!r}; known: auto, {', '.join(ESTIMATORS)}")
     rng = np.random.default_rng(seed)
-    log = conform_table(log, COLUMNS)
-    everything = make_cells(test_rows(log))
+    log = conform_table(log, EVALUATED)
+    tested = test_rows(log)
+    everything = make_cells(tested)
     _check_prompts(everything, model)
     cells = everything.of_prompts(model.prompt_ids_)
     if not len(cells.runs):
@@ -106,28 +126,47 @@ def evaluate(selector: Selector, log: pa.Table, *, seed: int = 0, draws: int = 2
             f"the log has no run of a prompt that the model knows ({', '.join(model.prompt_ids_[:8])}); "
             f"prompts there: {', '.join(everything.prompt_ids[:8])}"
         )
-    scores = model.predict_proba(cells.queries)
-    groups = group_queries(cells.queries)
+    scores = model.predict_proba(everything.queries)
+    groups = group_queries(everything.queries)
     warnings, seen = _data_warnings(log, everything, cells, model)
     if groups.templated:
         warnings.append(
-            f"{groups.templated:,} of {len(cells.queries):,} queries follow one template; the intervals take them for "
-            "independent and speak of new fillings of that template only"
+            f"{groups.templated:,} of {len(everything.queries):,} queries follow one template; the intervals take them "
+            "for independent and speak of new fillings of that template only"
         )
-    replayed = _Replay(selector, cells, scores, groups.labels, rng, draws, seen)
-    policies, ceiling = replayed.policies(warnings)
-    present = len(np.unique(cells.prompt_index))
+    here = np.isin(everything.query_ids, cells.query_ids)
+    runs, successes = cells.matrices()
+    complete = complete_queries(runs)
+    if estimator == "replay" or (estimator == "auto" and allows_replay(complete)):
+        policies, notes = _policies(selector, cells.queries, scores[here])
+        valuation = replay_policies(policies, successes / np.maximum(runs, 1), complete)
+        clusters = groups.labels[here]
+    else:
+        policies, notes = _policies(selector, everything.queries, scores)
+        columns = np.array([_position(name, everything.prompt_ids) for name in model.prompt_ids_])
+        logged = logged_runs(everything, groups.labels, seed).of_prompts(columns)
+        estimate = _estimate(model, tested, everything, scores)
+        valuation = value_off_policy(policies, logged, estimate, estimator)
+        clusters = groups.labels
+    warnings += valuation.warnings
+    if len(np.unique(clusters[valuation.chosen])) < MIN_QUERIES:
+        warnings.append(f"intervals of fewer than {MIN_QUERIES} unlike queries are too narrow to be relied upon")
+    predicted = scores[here][cells.query_index, cells.prompt_index]
+    values = _intervals(valuation, clusters, rng, draws)
+    reached = [] if seen or valuation.off_policy else list(valuation.contributions.values())
+    ceiling, limits = _ceiling(runs, successes, groups.labels[here], rng, reached)
     return Evaluation(
         n_rows=int(cells.runs.sum()),
         n_queries=len(cells.queries),
-        n_prompts=present,
-        model=model_metrics(scores[cells.query_index, cells.prompt_index], cells, model.train_.rates),
+        n_prompts=len(np.unique(cells.prompt_index)),
+        model=model_metrics(predicted, cells, model.train_.rates),
         null_model=model_metrics(model.train_.rates[cells.prompt_index], cells, model.train_.rates),
-        prompts=[s.to_dict() for s in prompt_success(cells, rng, draws, groups.labels)],
-        policies=policies,
+        prompts=[s.to_dict() for s in prompt_success(cells, rng, draws, groups.labels[here])],
+        policies={name: value | notes.get(name, {}) for name, value in values.items()},
+        off_policy=valuation.off_policy,
         ceiling=ceiling,
         deploy={"policy": selector.deployment_.policy, "reason": selector.deployment_.reason},
-        warnings=warnings,
+        warnings=warnings + limits,
     )
 
 
@@ -154,108 +193,93 @@ def model_metrics(probability: np.ndarray, cells: Cells, train_rates: np.ndarray
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-@dataclass(slots=True)
-class _Replay:
-    """Policies on the queries of a log that were run under every prompt of the model."""
+def _policies(
+    selector: Selector, queries: list[str], scores: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """Return the policies of `POLICIES`, each float (Q, P), and what is shown beside their values."""
+    model, deployment = selector.model_, selector.deployment_
+    best, prompts = model.train_.best, scores.shape[1]
+    chosen = {
+        "best_prompt": np.full(len(scores), best),
+        "selector": selector.choose(scores),
+        "knn": model.knn_.predict(queries).argmax(axis=1),
+    }
+    found = {name: one_hot(choice, prompts) for name, choice in chosen.items()}
+    found["random"] = np.full(scores.shape, 1 / prompts)
+    found["deployed"] = found["selector" if deployment.policy == "selector" else "best_prompt"]
+    notes: dict[str, dict[str, Any]] = {
+        "best_prompt": {"prompt_id": model.prompt_ids_[best]},
+        "selector": {"switched": float((chosen["selector"] != best).mean())},
+    }
+    return {name: found[name] for name in POLICIES}, notes
 
-    selector: Selector
-    cells: Cells
-    scores: np.ndarray
-    groups: np.ndarray
-    rng: np.random.Generator
-    draws: int
-    seen: bool
 
-    def policies(self, warnings: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-        """Return the values of the policies and the ceiling; add a warning where queries had to be left out."""
-        runs, successes = self.cells.matrices()
-        full = np.all(runs > 0, axis=1)
-        if not full.all():
-            warnings.append(
-                f"policies are valued on the {int(full.sum()):,} of {len(full):,} queries that were run under all "
-                f"{runs.shape[1]} prompts of the model; the others may differ from these, so compare the policies with "
-                "each other, not with the success of the prompts"
-            )
-        if not full.any():
-            return self._unknown()
-        if len(np.unique(self.groups[full])) < MIN_QUERIES:
-            warnings.append(f"intervals of fewer than {MIN_QUERIES} unlike queries are too narrow to be relied upon")
-        runs, successes, scores, groups = runs[full], successes[full], self.scores[full], self.groups[full]
-        rates = successes / runs
-        model, deployment = self.selector.model_, self.selector.deployment_
-        best = model.train_.best
-        queries = [q for q, keep in zip(self.cells.queries, full, strict=True) if keep]
-        chosen = {
-            "best_prompt": np.full(len(rates), best),
-            "selector": self.selector.choose(scores),
-            "knn": model.knn_.predict(queries).argmax(axis=1),
-        }
-        values = {name: replay(rates, choice) for name, choice in chosen.items()}
-        values["random"] = rates.mean(axis=1)
-        values["deployed"] = values["selector" if deployment.policy == "selector" else "best_prompt"]
-        found = self._values(values, groups)
-        found["best_prompt"]["prompt_id"] = model.prompt_ids_[best]
-        found["selector"]["switched"] = float((chosen["selector"] != best).mean())
-        return found, self._ceiling(runs, successes, scores, [values[name] for name in chosen], warnings)
+def _estimate(model: PromptRewardModel, log: pa.Table, cells: Cells, scores: np.ndarray) -> np.ndarray:
+    """Return success estimated without each query's own runs, float (Q, P).
 
-    def _unknown(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-        why = "none: no query was run under every prompt"
-        keys = ("value", "ci_low", "ci_high", "gain", "gain_ci_low", "gain_ci_high")
-        unknown: dict[str, dict[str, Any]] = {name: dict.fromkeys(keys) | {"estimator": why} for name in POLICIES}
-        unknown["best_prompt"]["prompt_id"] = self.selector.deployment_.best_prompt
-        return unknown, {"value": None, "method": why, "one_draw_oracle": None}
+    A model of the same kind is cross-fitted to the log itself: the model at hand has chosen the selector's prompts, so
+    that its own estimates of them are too high. Where the log is too small for that, or never ran a prompt, the
+    model's estimates stand.
+    """
+    try:
+        own = model.clone().fit(log)
+    except DataError:
+        return scores
+    estimate = scores.copy()
+    column = [_position(name, model.prompt_ids_) for name in own.prompt_ids_]
+    row = {name: i for i, name in enumerate(cells.query_ids)}
+    held_out = own.held_out_
+    rows = np.array([row[name] for name in held_out.cells.query_ids])
+    known = np.array([c for c in column if c >= 0], dtype=np.int64)
+    estimate[np.ix_(rows, known)] = held_out.probability[:, [i for i, c in enumerate(column) if c >= 0]]
+    return estimate
 
-    def _values(self, values: dict[str, np.ndarray], groups: np.ndarray) -> dict[str, dict[str, Any]]:
-        """Return value and gain of each policy; sharing the resamples, equal policies have equal intervals."""
-        table = np.stack([values[name] for name in POLICIES], axis=1)
-        gains = table - values["best_prompt"][:, None]
-        draws = bootstrap_means(np.hstack([table, gains]), self.rng, self.draws, groups)
-        low, high = percentile_interval(draws)
-        found = {}
-        for i, name in enumerate(POLICIES):
-            j = i + len(POLICIES)
-            if np.ptp(table[:, i]) == 0:
-                _, low[i], high[i] = success_interval(table[:, i], self.rng, self.draws, groups)
-            found[name] = {
-                "value": float(table[:, i].mean()),
-                "ci_low": float(low[i]),
-                "ci_high": float(high[i]),
+
+def _intervals(
+    valuation: Valuation, groups: np.ndarray, rng: np.random.Generator, draws: int
+) -> dict[str, dict[str, Any]]:
+    """Return value and gain of each policy; sharing the resamples, equal policies have equal intervals."""
+    unknown = dict.fromkeys(("value", "ci_low", "ci_high", "gain", "gain_ci_low", "gain_ci_high"))
+    found: dict[str, dict[str, Any]] = {name: unknown | {"estimator": valuation.label} for name in POLICIES}
+    names = list(valuation.contributions)
+    if not names:
+        return found
+    table = np.stack([valuation.contributions[name] for name in names], axis=1)
+    baseline = valuation.contributions.get("best_prompt")
+    gains = table - (table[:, :1] if baseline is None else baseline[:, None])
+    own = groups[valuation.chosen]
+    low, high = percentile_interval(bootstrap_means(np.hstack([table, gains]), rng, draws, own))
+    for i, name in enumerate(names):
+        j = i + len(names)
+        if np.ptp(table[:, i]) == 0 and 0 <= table[0, i] <= 1:
+            _, low[i], high[i] = success_interval(table[:, i], rng, draws, own)
+        found[name] |= {"value": float(table[:, i].mean()), "ci_low": float(low[i]), "ci_high": float(high[i])}
+        if baseline is not None:
+            found[name] |= {
                 "gain": float(gains[:, i].mean()),
                 "gain_ci_low": float(low[j]),
                 "gain_ci_high": float(high[j]),
-                "estimator": "replay",
             }
-        return found
+    return found
 
-    def _ceiling(
-        self,
-        runs: np.ndarray,
-        successes: np.ndarray,
-        scores: np.ndarray,
-        replayed: list[np.ndarray],
-        warnings: list[str],
-    ) -> dict[str, Any]:
-        oracle = one_draw_oracle(runs, successes)
-        repeated = np.all(runs > 1, axis=1)
-        if not repeated.any():
-            method = "not known: no query was run twice under every prompt, so luck and merit cannot be told apart"
-            return {"value": None, "method": method, "one_draw_oracle": oracle}
-        if not repeated.all():
-            warnings.append(
-                f"the ceiling is that of the {int(repeated.sum()):,} queries that were run at least twice under every "
-                f"prompt, not of all {len(runs):,}"
-            )
-        # An estimate by a model that has seen these runs would bring their luck back in.
-        rates = self.selector.model_.train_.rates
-        estimate = np.broadcast_to(rates, scores.shape) if self.seen else scores
-        value = held_out_ceiling(runs[repeated], successes[repeated], estimate[repeated], self.rng)
-        return {
-            # Policies that were fixed before these runs were seen cannot be above the ceiling but by chance.
-            "value": max([value, *(float(v[repeated].mean()) for v in replayed)]),
-            "method": _METHOD,
-            "n_queries": int(repeated.sum()),
-            "one_draw_oracle": one_draw_oracle(runs[repeated], successes[repeated]),
-        }
+
+def _ceiling(
+    runs: np.ndarray, successes: np.ndarray, groups: np.ndarray, rng: np.random.Generator, reached: list[np.ndarray]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the ceiling, no lower than what policies reached that have not seen these queries, and warnings."""
+    ceiling = best_choice_ceiling(runs, successes, rng, groups)
+    if ceiling.value is None:
+        return ceiling.to_dict(), []
+    complete = complete_queries(runs)
+    repeated = (runs[complete] > 1).all(axis=1)
+    floor = max((float(values[repeated].mean()) for values in reached), default=0.0)
+    document = ceiling.to_dict() | {"value": max(ceiling.value, floor), "ci_high": max(ceiling.ci_high or 0.0, floor)}
+    if repeated.all():
+        return document, []
+    return document, [
+        f"the ceiling is that of the {ceiling.n_queries:,} queries that were run at least twice under every prompt, "
+        f"not of all {len(repeated):,}"
+    ]
 
 
 def _check_prompts(everything: Cells, model: PromptRewardModel) -> None:
@@ -283,3 +307,7 @@ def _data_warnings(log: pa.Table, everything: Cells, cells: Cells, model: Prompt
         shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         found.append(f"{len(unknown)} prompts of the log are unknown to the model and were left out: {shown}")
     return found, exact + near > 0
+
+
+def _position(name: str, names: list[str]) -> int:
+    return names.index(name) if name in names else -1

@@ -26,6 +26,8 @@ class Cells:
         prompt_index: Position of each cell's prompt, int64 (C,).
         runs: Graded runs of each cell, at least 1, int64 (C,).
         successes: Those that were right, int64 (C,).
+        inverse_propensity: 1 / propensity, averaged over the runs of each cell, float64 (C,), NaN where it is not
+            known of all of them; None where the log holds no propensities.
     """
 
     query_ids: list[str]
@@ -36,6 +38,7 @@ class Cells:
     prompt_index: np.ndarray
     runs: np.ndarray
     successes: np.ndarray
+    inverse_propensity: np.ndarray | None = None
 
     @property
     def rate(self) -> np.ndarray:
@@ -68,6 +71,7 @@ class Cells:
             self.prompt_index[kept],
             self.runs[kept],
             self.successes[kept],
+            None if self.inverse_propensity is None else self.inverse_propensity[kept],
         )
 
     def of_prompts(self, prompt_ids: Sequence[str]) -> Cells:
@@ -88,6 +92,7 @@ class Cells:
             new[self.prompt_index[kept]],
             self.runs[kept],
             self.successes[kept],
+            None if self.inverse_propensity is None else self.inverse_propensity[kept],
         )
         present = np.zeros(len(self.queries), dtype=bool)
         present[cells.query_index] = True
@@ -98,7 +103,7 @@ def make_cells(log: pa.Table) -> Cells:
     """Count the graded runs of a log by query and prompt; rows whose `correct` is null do not count.
 
     Args:
-        log: Interactions; needs query_id, query, prompt_id, prompt and correct.
+        log: Interactions; needs query_id, query, prompt_id, prompt and correct. A column `propensity` is read too.
 
     Raises:
         DataError: If no row has a verdict, or one id stands for several texts.
@@ -124,7 +129,15 @@ def make_cells(log: pa.Table) -> Cells:
         cells % len(prompt_ids),
         runs.astype(np.int64),
         successes,
+        _inverse_propensity(graded, inverse, runs),
     )
+
+
+def _inverse_propensity(graded: pa.Table, cell: np.ndarray, runs: np.ndarray) -> np.ndarray | None:
+    if "propensity" not in graded.column_names or graded["propensity"].null_count == len(graded):
+        return None
+    inverse = 1 / graded["propensity"].combine_chunks().to_numpy(zero_copy_only=False)
+    return np.asarray(np.bincount(cell, weights=inverse, minlength=len(runs)) / runs)
 
 
 def _texts(log: pa.Table, id_column: str, text_column: str) -> tuple[list[str], list[str], np.ndarray]:

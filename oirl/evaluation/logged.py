@@ -1,0 +1,168 @@
+"""How the runs of a log came about: which prompts were tried on a query, and with which propensity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from oirl.evaluation.estimators import standard_error
+from oirl.logs.cells import Cells
+from oirl.logs.splits import assign_folds
+from oirl.rewards.embedders import TfidfEmbedder
+
+_DIMENSIONS, _FOLDS = 64, 5
+_DETERMINISTIC = 0.97
+"""Held-out accuracy of predicting the prompt from the query, from which the logger has left nothing to chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRuns:
+    """The runs of a log, as the off-policy estimators read them (`oirl.evaluation.estimators`).
+
+    Attributes:
+        shares: Share of each query's runs under each prompt, float (Q, P).
+        rates: Success of these runs, 0 where there are none, float (Q, P).
+        inverse_propensity: 1 / π0 of these runs, 0 where there are none, float (Q, P).
+        propensity: "logged", "estimated", or "deterministic" where the query decided the prompt: then no weight can
+            tell what another prompt would have done.
+        reason: How that was found, in words.
+        warning: What is wrong with the propensities of the log, None if nothing.
+    """
+
+    shares: np.ndarray
+    rates: np.ndarray
+    inverse_propensity: np.ndarray
+    propensity: str
+    reason: str
+    warning: str | None = None
+
+    def of_prompts(self, columns: np.ndarray) -> LoggedRuns:
+        """Return the runs under some prompts; a query whose other runs are left out keeps its shares.
+
+        Args:
+            columns: Position of each wanted prompt, int (P',), −1 for one that the log does not hold.
+        """
+
+        def take(matrix: np.ndarray) -> np.ndarray:
+            return np.where(columns >= 0, matrix[:, columns], 0.0)
+
+        return LoggedRuns(
+            take(self.shares),
+            take(self.rates),
+            take(self.inverse_propensity),
+            self.propensity,
+            self.reason,
+            self.warning,
+        )
+
+
+def logged_runs(cells: Cells, groups: np.ndarray, seed: int = 0) -> LoggedRuns:
+    """Return the runs of a log with their propensities: those logged for all runs, or estimated from the queries.
+
+    Args:
+        cells: All graded runs, whatever their prompt.
+        groups: Group of near duplicates of each query, int (Q,): the estimates are cross-fitted over groups.
+        seed: For the folds.
+    """
+    runs, successes = cells.matrices()
+    shares = runs / runs.sum(axis=1, keepdims=True)
+    rates = np.divide(successes, runs, out=np.zeros(runs.shape), where=runs > 0)
+    if cells.inverse_propensity is not None and np.isfinite(cells.inverse_propensity).all():
+        inverse = np.zeros(runs.shape)
+        inverse[cells.query_index, cells.prompt_index] = cells.inverse_propensity
+        if np.all(cells.inverse_propensity < 1 + 1e-9):
+            why = "every run has the propensity 1: the logger left nothing to chance"
+            return LoggedRuns(shares, rates, inverse, "deterministic", why)
+        warning = _check(shares, inverse)
+        return LoggedRuns(shares, rates, inverse, "logged", "every run has its propensity", warning)
+    propensity, accuracy, by_query = estimate_propensities(cells, shares, groups, seed)
+    inverse = np.where(runs > 0, 1 / propensity, 0.0)
+    if accuracy >= _DETERMINISTIC:
+        why = f"the wording of the query tells in {accuracy:.0%} of the cases under which prompt it was run"
+        return LoggedRuns(shares, rates, inverse, "deterministic", why)
+    lacks = "the log has no propensities" if cells.inverse_propensity is None else "some runs have no propensity"
+    how = (
+        "by a classifier of the prompt from the query, cross-fitted"
+        if by_query
+        else "as each prompt's share, as the query does not tell the prompt"
+    )
+    return LoggedRuns(shares, rates, inverse, "estimated", f"{lacks}; they were estimated {how}")
+
+
+def estimate_propensities(
+    cells: Cells, shares: np.ndarray, groups: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, float, bool]:
+    """Estimate π0(prompt | query) by logistic regression on word n-grams and counts, cross-fitted over groups.
+
+    Where the query does not tell the prompt on held-out folds better than the prompts' shares do, the shares are the
+    estimate: they vary less. No estimate is below a tenth of the prompt's share, so that no single run decides.
+
+    Returns:
+        (Propensities, float (Q, P); held-out accuracy of the classifier; whether it is what the estimates come from.)
+    """
+    share = shares.mean(axis=0)
+    floor = np.maximum(0.1 * share, 1e-9)
+    n_groups = len(np.unique(groups))
+    constant = np.broadcast_to(np.maximum(share, floor), shares.shape)
+    if n_groups < 2 or (share > 0).sum() < 2:
+        return constant, 0.0, False
+    fold = assign_folds(cells.query_ids, groups, min(_FOLDS, n_groups), seed)
+    features = _features(cells.queries, seed)
+    estimate, frequency = np.empty(shares.shape), np.empty(shares.shape)
+    for f in range(int(fold.max()) + 1):
+        inside = fold == f
+        frequency[inside] = np.maximum(shares[~inside].mean(axis=0), floor)
+        estimate[inside] = np.maximum(_classify(features[~inside], shares[~inside], features[inside], seed), floor)
+    estimate /= estimate.sum(axis=1, keepdims=True)
+    gain = (shares * (np.log(estimate) - np.log(frequency))).sum(axis=1)
+    accuracy = float(shares[np.arange(len(shares)), estimate.argmax(axis=1)].mean())
+    # A classifier that only fits noise must not add its noise to the weights.
+    if gain.mean() <= 2 * float(standard_error(gain, groups)):
+        return constant, accuracy, False
+    return estimate, accuracy, True
+
+
+def _features(queries: list[str], seed: int) -> np.ndarray:
+    from sklearn.decomposition import TruncatedSVD
+
+    embedder = TfidfEmbedder()
+    prepared = embedder.prepare(queries)
+    matrix = embedder.fit(prepared).embed(prepared)
+    wanted = min(_DIMENSIONS, matrix.shape[1] - 1, len(queries) - 1)
+    if wanted < 2:
+        return np.asarray(matrix.toarray(), dtype=float)
+    reduced = TruncatedSVD(wanted, random_state=seed).fit_transform(matrix)
+    return np.asarray(reduced / max(reduced.std(), 1e-12))
+
+
+def _classify(features: np.ndarray, shares: np.ndarray, new: np.ndarray, seed: int) -> np.ndarray:
+    """Return the probability of each prompt for new queries, learned from the shares of others."""
+    from sklearn.linear_model import LogisticRegression
+
+    query, prompt = np.nonzero(shares)
+    out = np.zeros((len(new), shares.shape[1]))
+    known = np.unique(prompt)
+    if len(known) == 1:
+        out[:, known[0]] = 1.0
+        return out
+    model = LogisticRegression(C=1.0, max_iter=300, random_state=seed)
+    out[:, known] = model.fit(features[query], prompt, sample_weight=shares[query, prompt]).predict_proba(new)
+    return out
+
+
+def _check(shares: np.ndarray, inverse: np.ndarray) -> str | None:
+    """Return what is wrong with logged propensities: Σ_a π0(a | x) · 1 / π0(a | x) is the number of prompts."""
+    of_query = (shares * inverse).sum(axis=1)
+    prompts = int((shares > 0).any(axis=0).sum())
+    error = 4 * float(standard_error(of_query)) + 0.05 * prompts
+    mean = float(of_query.mean())
+    if abs(mean - prompts) <= error:
+        return None
+    why = (
+        "the propensities are too small for that many"
+        if mean > prompts
+        else "either some prompts could not be chosen for some queries, or the propensities are those of being among "
+        "several prompts of a query, where that of the single run is needed"
+    )
+    return f"1 / propensity is {mean:.2f} on average, but {prompts} prompts were run, and it should be that: {why}"
