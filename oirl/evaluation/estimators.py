@@ -120,8 +120,9 @@ def choose_threshold(
 ) -> float:
     """Return the threshold τ of `switch` with the smallest bound of the mean squared error, variance + bias².
 
-    Switching leaves corrections out; its bias is bounded by their mean plus two standard errors (in the manner of
-    Su, Srinath and Krishnamurthy 2020). At most 30 of the weights are tried, and 0.
+    Switching leaves corrections out. Its bias is bounded by their mean plus two standard errors (in the manner of Su,
+    Srinath and Krishnamurthy 2020), and, as verdicts lie between 0 and 1, by the policy's share of what is left out
+    (Wang et al. 2017). At most 30 of the weights are tried, and 0.
 
     Returns:
         τ: the largest weight means doubly robust throughout, 0 the direct method.
@@ -133,9 +134,10 @@ def choose_threshold(
     best, smallest = 0.0, np.inf
     for threshold in candidates:
         kept = switch(shares, rates, weights, policy, estimate, float(threshold))
-        left_out = (shares * np.where(weights > threshold, weights, 0.0) * (rates - estimate)).sum(axis=1)
-        bias = abs(left_out.mean()) + 2 * left_out.std() / np.sqrt(n)
-        bound = kept.var() / n + (bias**2 if np.any(left_out) else 0.0)
+        without = shares * np.where(weights > threshold, weights, 0.0)
+        left_out = (without * (rates - estimate)).sum(axis=1)
+        bias = min(abs(left_out.mean()) + 2 * left_out.std() / np.sqrt(n), without.sum(axis=1).mean(), 1.0)
+        bound = kept.var() / n + bias**2
         if bound <= smallest:  # of equals the largest threshold: the least bias
             best, smallest = float(threshold), float(bound)
     return best

@@ -12,6 +12,7 @@ from oirl.logs.splits import assign_folds
 from oirl.rewards.embedders import TfidfEmbedder
 
 _DIMENSIONS, _FOLDS = 64, 5
+_STRENGTHS = (0.01, 0.1, 1.0)  # inverse penalties of the classifier, the best on held-out folds is taken
 _DETERMINISTIC = 0.97
 """Held-out accuracy of predicting the prompt from the query, from which the logger has left nothing to chance."""
 
@@ -109,18 +110,19 @@ def estimate_propensities(
         return constant, 0.0, False
     fold = assign_folds(cells.query_ids, groups, min(_FOLDS, n_groups), seed)
     features = _features(cells.queries, seed)
-    estimate, frequency = np.empty(shares.shape), np.empty(shares.shape)
+    estimates, frequency = np.empty((len(_STRENGTHS), *shares.shape)), np.empty(shares.shape)
     for f in range(int(fold.max()) + 1):
         inside = fold == f
         frequency[inside] = np.maximum(shares[~inside].mean(axis=0), floor)
-        estimate[inside] = np.maximum(_classify(features[~inside], shares[~inside], features[inside], seed), floor)
-    estimate /= estimate.sum(axis=1, keepdims=True)
-    gain = (shares * (np.log(estimate) - np.log(frequency))).sum(axis=1)
+        for i, strength in enumerate(_STRENGTHS):
+            found = _classify(features[~inside], shares[~inside], features[inside], strength, seed)
+            estimates[i, inside] = np.maximum(found, floor)
+    estimates /= estimates.sum(axis=2, keepdims=True)
+    gains = (shares * (np.log(estimates) - np.log(frequency))).sum(axis=2).mean(axis=1)
+    estimate = estimates[gains.argmax()]
     accuracy = float(shares[np.arange(len(shares)), estimate.argmax(axis=1)].mean())
     # A classifier that only fits noise must not add its noise to the weights.
-    if gain.mean() <= 2 * float(standard_error(gain, groups)):
-        return constant, accuracy, False
-    return estimate, accuracy, True
+    return (estimate, accuracy, True) if gains.max() > 0 else (constant, accuracy, False)
 
 
 def _features(queries: list[str], seed: int) -> np.ndarray:
@@ -136,7 +138,7 @@ def _features(queries: list[str], seed: int) -> np.ndarray:
     return np.asarray(reduced / max(reduced.std(), 1e-12))
 
 
-def _classify(features: np.ndarray, shares: np.ndarray, new: np.ndarray, seed: int) -> np.ndarray:
+def _classify(features: np.ndarray, shares: np.ndarray, new: np.ndarray, strength: float, seed: int) -> np.ndarray:
     """Return the probability of each prompt for new queries, learned from the shares of others."""
     from sklearn.linear_model import LogisticRegression
 
@@ -146,7 +148,7 @@ def _classify(features: np.ndarray, shares: np.ndarray, new: np.ndarray, seed: i
     if len(known) == 1:
         out[:, known[0]] = 1.0
         return out
-    model = LogisticRegression(C=1.0, max_iter=300, random_state=seed)
+    model = LogisticRegression(C=strength, max_iter=300, random_state=seed)
     out[:, known] = model.fit(features[query], prompt, sample_weight=shares[query, prompt]).predict_proba(new)
     return out
 
