@@ -68,7 +68,11 @@ def evaluate(
         str,
         typer.Option("--estimator", help="auto, replay, ips, snips, direct, doubly_robust or switch."),
     ] = "auto",
-    seed: Annotated[int, typer.Option("--seed", help="For the bootstrap.")] = 0,
+    self_check: Annotated[
+        bool,
+        typer.Option("--self-check", help="Thin the log by a known policy and show each estimator's error."),
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="For the bootstrap and the self-check.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Evaluate the model and what it would choose on a log, with 95% intervals."""
@@ -79,7 +83,12 @@ def evaluate(
 
     with working(f"evaluating {model}"):
         selector = PromptSelector.load(model, embedder=embedder)
-        document = run(selector, read_log(log, EVALUATED), estimator=estimator, seed=seed).to_dict()
+        table = read_log(log, EVALUATED)
+        document = run(selector, table, estimator=estimator, seed=seed).to_dict()
+        if self_check:
+            from oirl.evaluation.self_check import self_check as check
+
+            document["self_check"] = check(selector, table, seed=seed).to_dict()
     if json_:
         print_json(document)
     else:
@@ -182,13 +191,59 @@ def print_evaluation(document: dict[str, Any]) -> None:
         ],
     )
     best = document["policies"]["best_prompt"]["prompt_id"]
+    if document["off_policy"]:
+        _print_off_policy(document["off_policy"], document["policies"])
     print(f"best_prompt is {best}, the best single prompt of the training log; gains are against it, paired by query.")
     ceiling = document["ceiling"]
-    print(f"ceiling of a choice per query: {percent(ceiling['value'])} ({ceiling['method']});")
+    bounds = interval(ceiling.get("ci_low"), ceiling.get("ci_high"))
+    print(f"ceiling of a choice per query: {percent(ceiling['value'])} {bounds} ({ceiling['method']});")
     if ceiling["one_draw_oracle"] is not None:
         print(f"one run of every prompt, best in hindsight: {percent(ceiling['one_draw_oracle'])}, luck included.")
+    if "self_check" in document:
+        _print_self_check(document["self_check"])
     print(f"deployed: {_deployed(document['deploy']['policy'], best)}, because {document['deploy']['reason']}")
     _warn(document["warnings"])
+
+
+def _print_off_policy(found: dict[str, Any], policies: dict[str, Any]) -> None:
+    """Print where values come from if not from replay: support, and what each estimator says."""
+    names = list(dict.fromkeys(e for row in found["estimates"].values() for e in row))
+    print(f"values are estimated from runs that another policy chose: {found['reason']}.")
+    print_table(
+        ["policy", "estimator", *names, "effective queries", "largest weight", "unsupported"],
+        [
+            [
+                name,
+                policies[name]["estimator"] if policies[name]["value"] is not None else "none",
+                *(percent(row.get(e)) for e in names),
+                f"{found['support'][name]['effective_sample_size']:,.0f}",
+                percent(found["support"][name]["largest_weight"]),
+                percent(found["support"][name]["unsupported_share"]),
+            ]
+            for name, row in found["estimates"].items()
+        ],
+    )
+
+
+def _print_self_check(check: dict[str, Any]) -> None:
+    print(
+        f"self-check: {check['n_queries']:,} complete queries thinned {check['repeats']} times to one run each "
+        f"({check['logger']}); errors against the value of all runs"
+    )
+    print_table(
+        ["policy", "estimator", "mean error (points)", "RMSE (points)", "half width", "intervals that hold the truth"],
+        [
+            [
+                e["policy"],
+                e["estimator"],
+                points(e["mean_error"]),
+                f"{100 * e['rmse']:.2f}",
+                f"{100 * e['half_width']:.2f}",
+                percent(e["covered"]),
+            ]
+            for e in check["errors"]
+        ],
+    )
 
 
 def _print_selection(rows: list[dict[str, Any]], deployment: Any) -> None:

@@ -138,14 +138,14 @@ def evaluate(
     runs, successes = cells.matrices()
     complete = complete_queries(runs)
     if estimator == "replay" or (estimator == "auto" and allows_replay(complete)):
-        policies, notes = _policies(selector, cells.queries, scores[here])
+        policies, notes = evaluated_policies(selector, cells.queries, scores[here])
         valuation = replay_policies(policies, successes / np.maximum(runs, 1), complete)
         clusters = groups.labels[here]
     else:
-        policies, notes = _policies(selector, everything.queries, scores)
+        policies, notes = evaluated_policies(selector, everything.queries, scores)
         columns = np.array([_position(name, everything.prompt_ids) for name in model.prompt_ids_])
         logged = logged_runs(everything, groups.labels, seed).of_prompts(columns)
-        estimate = _estimate(model, tested, everything, scores)
+        estimate = cross_fitted_estimate(model, tested, everything, scores)
         valuation = value_off_policy(policies, logged, estimate, estimator)
         clusters = groups.labels
     warnings += valuation.warnings
@@ -154,7 +154,8 @@ def evaluate(
     predicted = scores[here][cells.query_index, cells.prompt_index]
     values = _intervals(valuation, clusters, rng, draws)
     reached = [] if seen or valuation.off_policy else list(valuation.contributions.values())
-    ceiling, limits = _ceiling(runs, successes, groups.labels[here], rng, reached)
+    lows = [values[name]["ci_low"] for name in valuation.contributions] if reached else []
+    ceiling, limits = _ceiling(runs, successes, groups.labels[here], rng, reached, lows)
     return Evaluation(
         n_rows=int(cells.runs.sum()),
         n_queries=len(cells.queries),
@@ -193,7 +194,7 @@ def model_metrics(probability: np.ndarray, cells: Cells, train_rates: np.ndarray
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-def _policies(
+def evaluated_policies(
     selector: Selector, queries: list[str], scores: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
     """Return the policies of `POLICIES`, each float (Q, P), and what is shown beside their values."""
@@ -214,7 +215,7 @@ def _policies(
     return {name: found[name] for name in POLICIES}, notes
 
 
-def _estimate(model: PromptRewardModel, log: pa.Table, cells: Cells, scores: np.ndarray) -> np.ndarray:
+def cross_fitted_estimate(model: PromptRewardModel, log: pa.Table, cells: Cells, scores: np.ndarray) -> np.ndarray:
     """Return success estimated without each query's own runs, float (Q, P).
 
     A model of the same kind is cross-fitted to the log itself: the model at hand has chosen the selector's prompts, so
@@ -264,7 +265,12 @@ def _intervals(
 
 
 def _ceiling(
-    runs: np.ndarray, successes: np.ndarray, groups: np.ndarray, rng: np.random.Generator, reached: list[np.ndarray]
+    runs: np.ndarray,
+    successes: np.ndarray,
+    groups: np.ndarray,
+    rng: np.random.Generator,
+    reached: list[np.ndarray],
+    lows: list[float],
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the ceiling, no lower than what policies reached that have not seen these queries, and warnings."""
     ceiling = best_choice_ceiling(runs, successes, rng, groups)
@@ -275,7 +281,7 @@ def _ceiling(
     floor = max((float(values[repeated].mean()) for values in reached), default=0.0)
     document = ceiling.to_dict() | {"value": max(ceiling.value, floor), "ci_high": max(ceiling.ci_high or 0.0, floor)}
     if repeated.all():
-        return document, []
+        return document | {"ci_low": max([ceiling.ci_low or 0.0, *lows])}, []
     return document, [
         f"the ceiling is that of the {ceiling.n_queries:,} queries that were run at least twice under every prompt, "
         f"not of all {len(repeated):,}"

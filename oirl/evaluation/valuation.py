@@ -104,14 +104,10 @@ def value_off_policy(
             f"estimator {estimator!r}: {logged.reason}, so that no weight can tell what another prompt would have "
             "done; allowed: direct, which is as good as the model of success is"
         )
-    weights = {
-        name: estimators.importance_weights(policy, logged.shares, logged.inverse_propensity)
-        for name, policy in policies.items()
-    }
-    supports = {name: estimators.support(policies[name], logged.shares, weights[name]) for name in policies}
+    supports = {name: _support(policy, logged) for name, policy in policies.items()}
     covered = [n for n in policies if estimator == "direct" or supports[n].unsupported_share <= _UNSUPPORTED]
     taken = estimator if estimator != "auto" else _choose(logged, [supports[n] for n in covered], len(logged.shares))
-    table = {n: _estimates(policies[n], logged, weights[n], estimate) for n in policies}
+    table = {n: contributions_by(policies[n], logged, estimate) for n in policies}
     off_policy = {
         "propensity": logged.propensity,
         "reason": logged.reason,
@@ -134,6 +130,11 @@ def value_off_policy(
     )
 
 
+def _support(policy: np.ndarray, logged: LoggedRuns) -> Support:
+    weights = estimators.importance_weights(policy, logged.shares, logged.inverse_propensity)
+    return estimators.support(policy, logged.shares, weights)
+
+
 def _choose(logged: LoggedRuns, supports: list[Support], queries: int) -> str:
     if logged.propensity == "deterministic":
         return "direct"
@@ -143,13 +144,12 @@ def _choose(logged: LoggedRuns, supports: list[Support], queries: int) -> str:
     return "switch" if thin else "doubly_robust"
 
 
-def _estimates(
-    policy: np.ndarray, logged: LoggedRuns, weights: np.ndarray, estimate: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return the contributions by every estimator that the log allows."""
+def contributions_by(policy: np.ndarray, logged: LoggedRuns, estimate: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the contributions of a policy by every estimator that the log allows; see `value_off_policy`."""
     found = {"direct": estimators.direct(policy, estimate)}
     if logged.propensity == "deterministic":
         return found
+    weights = estimators.importance_weights(policy, logged.shares, logged.inverse_propensity)
     runs = (logged.shares, logged.rates, weights)
     threshold = estimators.choose_threshold(*runs, policy, estimate)
     return found | {
