@@ -14,6 +14,7 @@ _PUBLIC = {
     "OirlError": "oirl.errors",
     "PromptRewardModel": "oirl.rewards.prompts",
     "PromptSelector": "oirl.selection.selector",
+    "audit": "oirl.evaluation.audit",
     "evaluate": "oirl.evaluation.evaluate",
     "export_log": "oirl.logs.exporting.pipeline",
     "import_log": "oirl.logs.importing.pipeline",
@@ -27,6 +28,7 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from oirl.errors import OirlError as OirlError
+    from oirl.evaluation.audit import audit as audit
     from oirl.evaluation.evaluate import evaluate as evaluate
     from oirl.logs.exporting.pipeline import export_log as export_log
     from oirl.logs.importing.pipeline import import_log as import_log

@@ -22,7 +22,7 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", help="For folds and the bootstrap.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Do the whole main job on real replies of a small language model: import, fit, evaluate, select. No network."""
+    """Do the main job on real replies of a small language model: import, audit, fit, evaluate, select. No network."""
     import oirl
     from oirl.logs.queries import read_queries, write_rows
     from oirl.rewards.prompts import PromptRewardModel
@@ -43,24 +43,30 @@ def demo(
         f"   {imported.rows_kept:,} replies to {imported.n_queries:,} queries under {imported.n_prompts} prompts, "
         "graded against the gold answers\n"
     )
-    show(f"2. oirl fit {log} --out {model}")
+    show(f"2. oirl audit {log}")
     table = oirl.read_log(log)
+    with working("auditing"):
+        audited = oirl.audit(table, seed=seed).to_dict()
+    for sentence in audited["verdict"]:
+        show(f"   {sentence}")
+    show(f"\n3. oirl fit {log} --out {model}")
     with working("fitting"):
         selector = oirl.PromptSelector(PromptRewardModel(seed=seed)).fit(table)
         selector.save(model)
     show(f"   on the training queries, cross-fitted: {describe_metrics(selector.metrics_)}")
     show(f"   the gate: {selector.deployment_.reason}\n")
-    show(f"3. oirl evaluate {model} {log}    (test queries, which the model has not seen)")
+    show(f"4. oirl evaluate {model} {log}    (test queries, which the model has not seen)")
     with working("evaluating"):
         evaluation = oirl.evaluate(selector, table, seed=seed).to_dict()
     if not json_:
         print_evaluation(evaluation)
-    show(f"\n4. oirl select {model} --in queries.jsonl --out {chosen}")
+    show(f"\n5. oirl select {model} --in queries.jsonl --out {chosen}")
     query_ids, queries = read_queries(demo_path() / "queries.jsonl")
     rows = [s.to_dict(explain=True) for s in selector.select(queries, query_ids=query_ids)]
     write_rows(rows, chosen)
     document = {
         "import": imported.to_dict(),
+        "audit": audited,
         "fit": read_manifest(model).model_dump(),
         "evaluate": evaluation,
         "select": rows,

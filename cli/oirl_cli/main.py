@@ -10,16 +10,16 @@ import typer
 
 from oirl import __version__
 from oirl.errors import OirlError
-from oirl_cli import demo, known, logs, models
+from oirl_cli import audit, demo, known, logs, models
 
 app = typer.Typer(
-    help="Turn evaluation logs into better prompts: import, split, fit, evaluate, select.",
+    help="Turn evaluation logs into better prompts: import, audit, split, fit, evaluate, select.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (demo, logs, models, known):
+for module in (demo, logs, audit, models, known):
     module.register(app)
 
 
@@ -35,7 +35,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Turn evaluation logs into better prompts: import, split, fit, evaluate, select."""
+    """Turn evaluation logs into better prompts: import, audit, split, fit, evaluate, select."""
 
 
 def run() -> None:
@@ -48,6 +48,8 @@ def run() -> None:
         sys.stdout.flush()
     except OirlError as e:
         _fail(str(e), 2)
+    except MemoryError:
+        _fail("there is not enough memory for this; read fewer or smaller files at a time", 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; files that were being written are left as they were before", 130)
     except Exception as e:

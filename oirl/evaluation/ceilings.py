@@ -82,7 +82,7 @@ def best_choice_ceiling(
     """
     groups = np.arange(len(runs)) if clusters is None else clusters
     complete, repeated = (runs > 0).all(axis=1), (runs > 1).all(axis=1)
-    if len(np.unique(groups[repeated])) < MIN_QUERIES:
+    if runs.shape[1] < 2 or len(np.unique(groups[repeated])) < MIN_QUERIES:
         return _bounds(runs[complete], successes[complete])
     n, k, own = runs[repeated], successes[repeated], groups[repeated]
     shrinkage = _shrinkage(n, k)

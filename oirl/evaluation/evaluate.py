@@ -162,7 +162,7 @@ def evaluate(
         n_prompts=len(np.unique(cells.prompt_index)),
         model=model_metrics(predicted, cells, model.train_.rates),
         null_model=model_metrics(model.train_.rates[cells.prompt_index], cells, model.train_.rates),
-        prompts=[s.to_dict() for s in prompt_success(cells, rng, draws, groups.labels[here])],
+        prompts=[s.to_dict() for s in prompt_success(cells, groups.labels[here])],
         policies={name: value | notes.get(name, {}) for name, value in values.items()},
         off_policy=valuation.off_policy,
         ceiling=ceiling,
@@ -253,7 +253,7 @@ def _intervals(
     for i, name in enumerate(names):
         j = i + len(names)
         if np.ptp(table[:, i]) == 0 and 0 <= table[0, i] <= 1:
-            _, low[i], high[i] = success_interval(table[:, i], rng, draws, own)
+            _, low[i], high[i] = success_interval(table[:, i], own)
         found[name] |= {"value": float(table[:, i].mean()), "ci_low": float(low[i]), "ci_high": float(high[i])}
         if baseline is not None:
             found[name] |= {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from oirl.evaluation.intervals import bootstrap_means, percentile_interval
+from oirl.evaluation.estimators import standard_error
 from oirl.logs.cells import Cells
 
 
@@ -36,15 +36,11 @@ class PromptSuccess:
         return asdict(self)
 
 
-def prompt_success(
-    cells: Cells, rng: np.random.Generator, draws: int = 2000, clusters: np.ndarray | None = None
-) -> list[PromptSuccess]:
+def prompt_success(cells: Cells, clusters: np.ndarray | None = None) -> list[PromptSuccess]:
     """Return the success of each prompt, best first.
 
     Args:
         cells: Graded runs; prompts need not have been run on all queries.
-        rng: Source of chance for the bootstrap.
-        draws: Number of bootstrap resamples.
         clusters: Cluster of each query, int (Q,); each query its own when None.
     """
     found = []
@@ -54,29 +50,23 @@ def prompt_success(
             continue
         rates = cells.rate[mine]
         own = None if clusters is None else clusters[cells.query_index[mine]]
-        mean, low, high = success_interval(rates, rng, draws, own)
+        mean, low, high = success_interval(rates, own)
         found.append(PromptSuccess(name, int(cells.runs[mine].sum()), len(rates), mean, low, high))
     return sorted(found, key=lambda s: -s.success)
 
 
-def success_interval(
-    rates: np.ndarray, rng: np.random.Generator, draws: int = 2000, clusters: np.ndarray | None = None
-) -> tuple[float, float, float]:
+def success_interval(rates: np.ndarray, clusters: np.ndarray | None = None) -> tuple[float, float, float]:
     """Return (mean, low, high) of success rates, one per query, float (n,) in [0, 1]: a 95% interval.
 
-    A bootstrap of rates that are all alike has no width and would claim certainty; there the interval is Wilson's
-    (1927), with the clusters as tries.
+    Wilson's interval (1927) for as many tries as the clustered standard error stands for, p (1 − p) / se²: it stays in
+    [0, 1], and rates that are all alike, which have no spread, count as one try per cluster.
     """
     mean = float(rates.mean())
-    if np.ptp(rates) == 0:
-        low, high = _wilson(mean, len(rates) if clusters is None else len(np.unique(clusters)))
-        return mean, low, high
-    ends = percentile_interval(bootstrap_means(rates[:, None], rng, draws, clusters))
-    return mean, float(ends[0][0]), float(ends[1][0])
-
-
-def _wilson(p: float, n: int) -> tuple[float, float]:
+    tries = float(len(rates) if clusters is None else len(np.unique(clusters)))
+    error = float(standard_error(rates, clusters))
+    if error > 0 and 0 < mean < 1:
+        tries = mean * (1 - mean) / error**2
     z = 1.959964
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    centre = (mean + z * z / (2 * tries)) / (1 + z * z / tries)
+    half = z / (1 + z * z / tries) * np.sqrt(mean * (1 - mean) / tries + z * z / (4 * tries * tries))
+    return mean, max(0.0, float(centre - half)), min(1.0, float(centre + half))

@@ -19,7 +19,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def test_the_demo_does_the_whole_job_and_leaves_its_files(document: dict) -> None:
-    assert set(document) == {"import", "fit", "evaluate", "select", "files", "seconds"}
+    assert set(document) == {"import", "audit", "fit", "evaluate", "select", "files", "seconds"}
     assert document["import"]["rows_refused"] == 0
     assert document["import"]["grade"]["graded"] == document["import"]["rows_kept"]
     assert all(Path(file).exists() for file in document["files"])

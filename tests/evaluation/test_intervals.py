@@ -85,7 +85,7 @@ def coverage(kind: str, simulations: int = 400) -> float:
             low, high = (v[0] for v in percentile_interval(bootstrap_means((rates[1] - rates[0])[:, None], rng, 500)))
             hits += low <= 0.0 <= high
         else:
-            _, low, high = success_interval(rates[0], rng, 500)
+            _, low, high = success_interval(rates[0])
             hits += low <= 0.5 <= high
     return hits / simulations
 

@@ -1,0 +1,120 @@
+"""The command audit: what a log can tell and what it cannot."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from oirl_cli.output import interval, note, percent, print_json, print_table, shorten, working
+
+_PAIRS = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("audit")(audit)
+
+
+def audit(
+    log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log.")],
+    seed: Annotated[int, typer.Option("--seed", help="For the sample of graded replies and the ceiling.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what a log can tell: leaks, label noise, each prompt's success, the ceiling of choosing, sample size."""
+    from oirl.evaluation.audit import AUDITED
+    from oirl.evaluation.audit import audit as run
+    from oirl.logs.store import read_log
+
+    with working("auditing"):
+        document = run(read_log(log, AUDITED), seed=seed).to_dict()
+    if json_:
+        print_json(document)
+    else:
+        print_audit(document)
+
+
+def print_audit(document: dict[str, Any]) -> None:
+    """Print an audit for people: the verdict first."""
+    for sentence in document["verdict"]:
+        print(sentence)
+    print()
+    _print_rows(document)
+    if document["prompts"]:
+        print_table(
+            ["prompt", "runs", "queries", "success", "95% interval"],
+            [
+                [
+                    p["prompt_id"],
+                    f"{p['n']:,}",
+                    f"{p['n_queries']:,}",
+                    percent(p["success"]),
+                    interval(p["ci_low"], p["ci_high"]),
+                ]
+                for p in document["prompts"]
+            ],
+        )
+        _print_pairs(document["comparisons"])
+        ceiling = document["ceiling"]
+        print(
+            f"ceiling of a choice per query: {percent(ceiling['value'])} "
+            f"{interval(ceiling['ci_low'], ceiling['ci_high'])} ({ceiling['method']})"
+        )
+    for example in document["labels"]["examples"][:3]:
+        print(
+            f"  row {example['row']:,}: logged {_word(example['logged'])}, by a careful reading "
+            f"{_word(example['careful'])}; answer {shorten(example['answer'], 30)}, "
+            f"reply …{shorten(example['response'][-120:], 120)}"
+        )
+    for warning in document["warnings"]:
+        note(f"warning: {warning}")
+
+
+def _print_rows(document: dict[str, Any]) -> None:
+    d, c, r = document["duplicates"], document["coverage"], document["replicates"]
+    print(
+        f"{document['n_rows']:,} rows, {document['n_queries']:,} queries, {document['n_prompts']} prompts; "
+        f"{d['groups']:,} unlike queries ({d['exact']:,} with another of the same text, {d['near']:,} near duplicates)"
+    )
+    leaks = document["leaks"]
+    if leaks["queries"]:
+        print(f"split column: {leaks['exact']:,} queries stand on several sides, {leaks['near']:,} nearly do")
+    else:
+        print("split column: none, so nothing can leak; `oirl split` makes one")
+    if "cells" in c:
+        print(
+            f"coverage: {c['complete_queries']:,} queries were run under every prompt, {c['one_prompt_queries']:,} "
+            f"under one; {c['missing']:,} of {c['cells'] + c['missing']:,} cells are missing"
+        )
+    if r["cells"]:
+        print(f"replicates: {r['cells']:,} cells were run more than once; two runs agree {percent(r['agreement'])}")
+    labels = document["labels"]
+    if labels["checker"]:
+        sample = " (a sample)" if labels["sampled"] else ""
+        print(
+            f"labels: {labels['changed']:,} of {labels['regraded']:,} verdicts{sample} change under a careful reading"
+        )
+
+
+def _print_pairs(comparisons: list[dict[str, Any]]) -> None:
+    alike = [c for c in comparisons if not c["told_apart"]]
+    if not alike:
+        return
+    print(f"{len(alike)} of {len(comparisons)} pairs of prompts cannot be told apart (5%, Holm):")
+    print_table(
+        ["better", "other", "difference (points)", "queries", "p"],
+        [
+            [
+                c["first"],
+                c["second"],
+                f"{100 * c['difference']:+.1f} ± {196 * c['standard_error']:.1f}",
+                f"{c['n_queries']:,}",
+                f"{c['p_value']:.2f}",
+            ]
+            for c in alike[:_PAIRS]
+        ],
+    )
+
+
+def _word(verdict: bool) -> str:
+    return "right" if verdict else "wrong"
