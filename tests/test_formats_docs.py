@@ -45,7 +45,7 @@ WEAVE: dict[str, Any] = {
     ("word", "file", "row", "expected"),
     [
         ("choices.0", "calls.jsonl", CHAT, {"model": "m", "tokens_in": 9, "tokens_out": 2, "answer": "2"}),
-        ("promptName", "observations.jsonl", LANGFUSE, {"prompt_id": "thinker", "latency_s": 0.5, "cost": 0.001}),
+        ("observations", "observations.jsonl", LANGFUSE, {"latency_s": 0.5, "cost": 0.001}),
         ("inputs.example", "calls.jsonl", WEAVE, {"model": "m", "answer": "2"}),
     ],
 )

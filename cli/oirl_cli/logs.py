@@ -129,8 +129,8 @@ def split(
 
 
 def _origin(prompt: dict[str, Any]) -> str:
-    checked = f"fits {prompt['fits']:,} of {prompt['rows']:,} rendered texts"
-    return f"prompt kept by the tool ({checked})" if prompt["source"] == "format" else f"prompt recovered ({checked})"
+    kept = "prompt kept by the tool" if prompt["source"] == "format" else "prompt recovered"
+    return f"{kept} (fits {prompt['fits']:,} of {prompt['rows']:,} rendered texts)" if prompt["rows"] else kept
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from oirl.errors import ConfigError, OirlError, WriteError
@@ -41,12 +42,14 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], *, marker: str, others: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the place of `path`.
 
     Args:
-        path: The folder to write. If it stands already, it must be empty or hold `marker`.
-        marker: Name of the file by which an earlier result of ours is known, so that no other folder is replaced.
+        path: The folder to write. If it stands already, it must be empty, or hold `marker` and nothing but our files.
+        marker: Name of the file by which an earlier result of ours is known.
+        others: Patterns of the names of all other files that a result may hold. A folder with any other entry is
+            somebody's work and is not replaced.
 
     Raises:
         ConfigError: If `path` is a file, or a folder with other content.
@@ -56,8 +59,8 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path
     with _write_errors(target):
         if target.exists() and not target.is_dir():
             raise ConfigError(f"{target} is a file; name a folder")
-        if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-            raise ConfigError(f"{target} holds other files (no {marker}); name a new or empty folder")
+        if target.is_dir():
+            _check_ours(target, marker, others)
         _make_folder(target.parent)
         prefix = f".{target.name[:100]}."
         with _removed_at_the_end(Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=target.parent))) as temporary:
@@ -68,6 +71,18 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path
                     _sync(file)
             _replace_folder(temporary, target, prefix)
             _sync(target.parent)
+
+
+def _check_ours(target: Path, marker: str, others: Sequence[str]) -> None:
+    entries = sorted(target.iterdir())
+    if entries and not (target / marker).is_file():
+        raise ConfigError(f"{target} holds other files (no {marker}); name a new or empty folder")
+    for entry in entries:
+        if not entry.is_file() or not any(fnmatchcase(entry.name, pattern) for pattern in (marker, *others)):
+            raise ConfigError(
+                f"{target} also holds {entry.name!r}, which was not written here and would be lost; move it, or name "
+                "a new or empty folder"
+            )
 
 
 def _replace_folder(new: Path, target: Path, prefix: str) -> None:

@@ -6,9 +6,17 @@ without a mark is an instruction: it stands before the query in plain text, and 
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
+PROMPTFOO_TEXT = '{% set _ = 0 -%}\n{{ "" }}'
+"""Renders to nothing; before a prompt of one line it keeps promptfoo from taking that for a path."""
+TEMPLATE_FIELDS = "template_fields"
+"""Key of the metadata under which importers keep what a template was filled with, where that is not the query alone."""
 _MARK = re.compile(r"(?<!\{)\{query\}(?!\})|\{\{-?\s*(\w+)\s*-?\}\}")
+_ANY_MARK = re.compile(r"(?<!\{)\{query\}(?!\})|\{\{([^{}]*)\}\}")
 _UNKNOWN = re.compile(r"\{(?:\d+ )?examples\}|\{…\}|\{%|\{#")
 
 
@@ -41,8 +49,36 @@ def render(prompt: str, query: str) -> str | None:
     return query.join(literals)
 
 
-def messages(prompt: str, query: str) -> list[dict[str, str]] | None:
-    """Return the messages given to a chat model, or None if the prompt cannot be filled with a query alone."""
+def fields_of(prompt: str, metadata: str | None) -> Mapping[str, str] | None:
+    """Return what an importer has kept of the fields that a template was filled with, None if the query is all.
+
+    Args:
+        prompt: The template; one without a mark is not filled.
+        metadata: The column of that name.
+    """
+    if not metadata or TEMPLATE_FIELDS not in metadata or "{" not in prompt:
+        return None
+    try:
+        kept: Any = json.loads(metadata).get(TEMPLATE_FIELDS)
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    whole = isinstance(kept, dict) and all(isinstance(text, str) for text in kept.values())
+    return kept if whole else None
+
+
+def messages(prompt: str, query: str, fields: Mapping[str, str] | None = None) -> list[dict[str, str]] | None:
+    """Return the messages given to a chat model, or None if the prompt cannot be filled with what is known.
+
+    Args:
+        prompt: The template.
+        query: The query.
+        fields: Name -> text, where the template is filled with other fields than the query (`fields_of`).
+    """
+    if fields is not None:
+        names = [_name(match) for match in _ANY_MARK.finditer(prompt)]
+        if _UNKNOWN.search(_ANY_MARK.sub("", prompt)) or not names or not set(names) <= set(fields):
+            return None
+        return [{"role": "user", "content": _ANY_MARK.sub(lambda match: fields[_name(match)], prompt)}]
     literals = split_at_query(prompt)
     if literals is None:
         return None
@@ -50,6 +86,10 @@ def messages(prompt: str, query: str) -> list[dict[str, str]] | None:
         return [{"role": "user", "content": query.join(literals)}]
     system = [{"role": "system", "content": prompt}] if prompt.strip() else []
     return [*system, {"role": "user", "content": query}]
+
+
+def _name(mark: re.Match[str]) -> str:
+    return "query" if mark[1] is None else mark[1].strip().strip("-").strip()
 
 
 def jinja(prompt: str, name: str = "query") -> str | None:

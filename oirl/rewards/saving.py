@@ -94,7 +94,7 @@ def save_folder(path: str | os.PathLike[str], manifest: dict[str, Any], arrays: 
         manifest: The fields of `Manifest` less those that are filled in here.
         arrays: Name -> array. Names ending in `_ubj` become files of that format, all others one `weights.npz`.
     """
-    with atomic_folder(path, marker=MANIFEST) as folder:
+    with atomic_folder(path, marker=MANIFEST, others=("*.npz", "*.ubj")) as folder:
         native = {name for name in arrays if name.endswith(_NATIVE)}
         with (folder / "weights.npz").open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **{n: a for n, a in arrays.items() if n not in native})

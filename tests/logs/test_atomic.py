@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -16,6 +18,7 @@ import oirl
 from oirl.errors import ConfigError, OirlError, WriteError
 from oirl.logs import atomic
 from oirl.logs.atomic import atomic_file, atomic_folder
+from oirl.rewards.saving import save_folder
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals, permissions and limits")
 
@@ -118,6 +121,36 @@ def test_folder_replaces_its_own_kind_only(tmp_path: Path) -> None:
     assert (target / "new").is_file()
     with pytest.raises(ConfigError, match="is a file"), atomic_folder(target / "new", marker="m"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [("a.npz", False), ("notes.txt", True), ("a.npz.bak", True), ("sub/a.npz", True)],
+)
+def test_folder_with_anything_that_is_not_ours_is_not_replaced(tmp_path: Path, name: str, refused: bool) -> None:
+    target = tmp_path / "model"
+    (target / name).parent.mkdir(parents=True)
+    for file in ("m", name):
+        (target / file).write_text("old")
+    expected = pytest.raises(ConfigError, match=f"also holds '{name.split('/')[0]}'") if refused else nullcontext()
+    with expected, atomic_folder(target, marker="m", others=("*.npz",)) as temporary:
+        (temporary / "m").write_text("new")
+    assert (target / "m").read_text() == ("old" if refused else "new")
+    assert (target / name).exists() == refused
+    assert visible(tmp_path) == ["model"]
+
+
+def test_a_model_takes_no_folder_that_holds_a_file_of_the_user(tmp_path: Path) -> None:
+    manifest = {"kind": "selector", "prompts": [], "model": {}, "embedder": {}, "data": {}, "metrics": {}}
+    manifest["calibration"] = {}
+    save_folder(tmp_path / "model", manifest, {"w": np.zeros(2)})
+    save_folder(tmp_path / "model", manifest, {"w": np.ones(3)})  # an earlier model is replaced
+    (tmp_path / "model" / "notes.md").write_text("mine")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+    with pytest.raises(ConfigError, match=r"also holds 'notes\.md', which was not written here and would be lost"):
+        save_folder(tmp_path / "model", manifest, {"w": np.zeros(2)})
+    assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 def test_folder_is_as_before_when_the_block_raises(tmp_path: Path) -> None:

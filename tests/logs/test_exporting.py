@@ -14,6 +14,7 @@ from conftest import run_oirl
 
 import oirl
 from oirl.errors import ConfigError, DataError, UnknownNameError, WriteError
+from oirl.logs.rendering import PROMPTFOO_TEXT, render
 from oirl.logs.store import LogWriter, scan_log
 from oirl.records import INTERACTION_SCHEMA, PREFERENCE_SCHEMA
 
@@ -82,6 +83,13 @@ def test_trl_sft_holds_the_right_replies_and_counts_the_others(log: Path, tmp_pa
         "no verdict": 1,
         "the prompt cannot be filled with the query alone": 1,
     }
+
+
+def test_metadata_of_the_user_that_is_named_fields_does_not_matter(tmp_path: Path) -> None:
+    rows = [{**ROWS[1], "correct": True, "metadata": '{"fields": {"topic": "sums"}}'}]
+    source = write_rows(tmp_path / "log.parquet", rows)
+    oirl.export_log([source], tmp_path / "sft.jsonl", to="trl-sft")
+    assert [row["prompt"] for row in lines(tmp_path / "sft.jsonl")] == [[user("Q: 1 + 1?")]]
 
 
 def test_openai_finetune_holds_whole_conversations(log: Path, tmp_path: Path) -> None:
@@ -162,6 +170,14 @@ def test_tables_come_back_unchanged(format: str, tmp_path: Path) -> None:
     assert oirl.read_log(tmp_path / "back.parquet").to_pylist() == oirl.read_log(source).to_pylist()
 
 
+def test_a_csv_keeps_an_empty_response_apart_from_none(tmp_path: Path) -> None:
+    rows = [ROWS[0] | {"response": text} for text in ("", None, "2")]
+    source = write_rows(tmp_path / "log.parquet", rows)
+    oirl.export_log(source, tmp_path / "log.csv", to="csv")
+    oirl.import_log(tmp_path / "log.csv", tmp_path / "back.parquet")
+    assert oirl.read_log(tmp_path / "back.parquet")["response"].to_pylist() == ["", None, "2"]
+
+
 def test_csv_has_only_columns_that_hold_anything(log: Path, tmp_path: Path) -> None:
     oirl.export_log(log, tmp_path / "log.csv", to="csv")
     header = (tmp_path / "log.csv").read_text().splitlines()[0]
@@ -219,7 +235,11 @@ def test_promptfoo_config_looks_for_the_gold_answer_and_opens_no_file(tmp_path: 
         ROWS[0],
         ROWS[1],
         {**ROWS[0], "query_id": "f", "query": "file:///etc/passwd"},
-        {**ROWS[0], "query_id": "t", "query": "what is {{env.HOME}}?", "answer": "Paris"},
+        {**ROWS[0], "query_id": "e", "query": "what is {{ env.HOME }}?"},
+        {**ROWS[0], "query_id": "s", "query": "what is {% if 1 %}?"},
+        {**ROWS[0], "query_id": "a", "answer": "file:///etc/hostname"},
+        {**ROWS[0], "query_id": "t", "query": "what is \\frac{{a}}{{b}}?", "answer": "Paris"},
+        {**ROWS[0], "query_id": "t", "prompt_id": "p", "prompt": "You fix main.py: {query}", "answer": "Paris"},
     ]
     source = write_rows(tmp_path / "log.parquet", rows)
     report = oirl.export_log(source, tmp_path / "config.yaml", to="promptfoo")
@@ -227,10 +247,94 @@ def test_promptfoo_config_looks_for_the_gold_answer_and_opens_no_file(tmp_path: 
     assert config["prompts"] == [
         {"label": "think", "raw": "Think.\n\n{{query}}"},
         {"label": "q", "raw": "Q: {{query}}"},
+        # A line break that renders to nothing: a prompt of one line with a dot would be opened as a file.
+        {"label": "p", "raw": '{% set _ = 0 -%}\n{{ "" }}You fix main.py: {{query}}'},
     ]
-    assert [t["vars"]["query"] for t in config["tests"]] == ["1 + 1?", "{% raw %}what is {{env.HOME}}?{% endraw %}"]
+    assert [t["vars"]["query"] for t in config["tests"]] == ["1 + 1?", "what is \\frac{{a}}{{b}}?"]
     assert config["tests"][1]["assert"] == [{"type": "icontains", "value": "Paris"}]
-    assert report.left_out == {"the query begins with file://, which the tool would open": 1}
+    assert list(report.left_out.values()) == [4]
+    assert "as a template or a file" in next(iter(report.left_out))
+
+
+READ = "promptfoo would read a part of the query, the answer or the prompt as a template or a file"
+
+
+@pytest.mark.parametrize("place", ["query", "answer"])
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("if {% if x %}", False),
+        ("a {# note #}", False),
+        ("a {#\nnote\n#}", False),
+        ("{{ env.HOME }}", False),
+        ("{{process.env.HOME}}", False),
+        ("see {{query}}", False),
+        ("see {{ answer }}", False),
+        ("file:///etc/passwd", False),
+        ("package:a:b", False),
+        ("\\frac{{1}}{{x}}", True),
+        ("x_{a}^{{2}} {|} {%", True),
+        ("see file:///etc/passwd", True),
+        ("{environment}", True),
+    ],
+)
+def test_what_promptfoo_would_read_as_a_template_or_a_file_is_left_out(
+    text: str, kept: bool, place: str, tmp_path: Path
+) -> None:
+    source = write_rows(tmp_path / "log.parquet", [{**ROWS[0], place: text}, {**ROWS[3], "answer": "4"}])
+    report = oirl.export_log(source, tmp_path / "config.yaml", to="promptfoo")
+    found = [t["vars"][place] for t in yaml.safe_load((tmp_path / "config.yaml").read_text())["tests"]]
+    assert (text in found, len(found)) == (kept, 1 + kept)
+    assert report.left_out == ({} if kept else {READ: 1})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "raw"),
+    [
+        ("See a/b: {query}", PROMPTFOO_TEXT + "See a/b: {{query}}"),
+        ("Fix main.py: {query}", PROMPTFOO_TEXT + "Fix main.py: {{query}}"),
+        ("Say * {query}", PROMPTFOO_TEXT + "Say * {{query}}"),
+        ("a\\b {query}", PROMPTFOO_TEXT + "a\\b {{query}}"),
+        ("Ask: {query}", "Ask: {{query}}"),
+        ("Fix main.py:\n{query}", "Fix main.py:\n{{query}}"),
+        ("Think.", "Think.\n\n{{query}}"),
+    ],
+)
+def test_a_prompt_of_one_line_that_could_be_a_path_begins_with_a_line_break_that_is_not_shown(
+    prompt: str, raw: str, tmp_path: Path
+) -> None:
+    jinja2 = pytest.importorskip("jinja2")
+    source = write_rows(tmp_path / "log.parquet", [{**ROWS[0], "prompt": prompt}])
+    oirl.export_log(source, tmp_path / "config.yaml", to="promptfoo")
+    (found,) = yaml.safe_load((tmp_path / "config.yaml").read_text())["prompts"]
+    assert found["raw"] == raw
+    assert "\n" in found["raw"] or not set("./*\\") & set(found["raw"])
+    shown = jinja2.Environment().from_string(found["raw"]).render(query="1 + 1?")
+    assert shown == (render(prompt, "1 + 1?"))
+
+
+@pytest.mark.parametrize("prompt", ["file://{query}", "package:{query}\nSay."])
+def test_a_prompt_that_promptfoo_would_open_is_left_out(prompt: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "log.parquet", [{**ROWS[0], "prompt": prompt}, ROWS[3]])
+    report = oirl.export_log(source, tmp_path / "config.yaml", to="promptfoo")
+    assert report.left_out == {READ: 1}
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    ["data.jsonl", "oirl_a.yaml", *(f"_oirl.yaml+data.jsonl+{n}" for n in ("notes.txt", "results/a.json", ".hidden"))],
+)
+def test_a_folder_of_tasks_that_holds_anything_of_the_user_is_not_replaced(
+    theirs: str, log: Path, tmp_path: Path
+) -> None:
+    for name in theirs.split("+"):
+        (tmp_path / "task" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "task" / name).write_text("mine")
+    with pytest.raises(ConfigError, match="holds"):
+        oirl.export_log(log, tmp_path / "task", to="lm-eval")
+    assert {
+        p.relative_to(tmp_path / "task").as_posix(): p.read_text() for p in tmp_path.glob("task/**/*") if p.is_file()
+    } == {name: "mine" for name in theirs.split("+")}
 
 
 @pytest.mark.parametrize(

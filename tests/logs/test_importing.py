@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import shutil
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pyarrow.feather as feather
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_oirl
+from conftest import ROOT, run_oirl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +26,8 @@ from oirl.errors import ConfigError, DataError, OirlError
 from oirl.logs.importing.pipeline import ImportReport
 from oirl.logs.store import log_metadata, table_fingerprint
 from oirl.logs.text import text_id
+
+FIXTURES = ROOT / "tests" / "fixtures"
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -559,3 +563,76 @@ def test_the_command_says_what_the_function_says(tmp_path: Path) -> None:
     done = run_oirl("import", tmp_path / "rows.jsonl", "--out", tmp_path / "log.parquet", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout) == report.to_dict()
+
+
+def tools_folder(folder: Path) -> Path:
+    """Copy a run of each of several tools into one folder, some of them deeper."""
+    for source, place in (
+        ("lm_eval/runs/hidden", "models/a"),
+        ("inspect/epochs.eval", "epochs.eval"),
+        ("promptfoo/grid.jsonl", "deeper/grid.jsonl"),
+        ("openai_evals/match.jsonl", "match.jsonl"),
+        ("helm/runs", "helm"),
+    ):
+        found = FIXTURES / source
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if found.is_dir() else shutil.copy)(found, folder / place)
+    (folder / "notes.json").write_text('{"note": 1}')
+    return folder
+
+
+KEPT = {"lm-eval": 6, "inspect": 8, "promptfoo": 24, "openai-evals": 3, "helm": 28}
+
+
+def test_a_folder_of_runs_of_several_tools_is_read_whole(tmp_path: Path) -> None:
+    report = oirl.import_log(tools_folder(tmp_path / "runs"), tmp_path / "log.parquet")
+    kept = Counter[str]()
+    for file in report.files:
+        kept[file["format"]] += file["rows_kept"]
+    assert kept == KEPT
+    assert report.rows_refused == 0
+    one = oirl.import_log(tmp_path / "runs", tmp_path / "log.parquet", format="inspect")
+    assert [(f["format"], f["rows_kept"]) for f in one.files] == [("inspect", 8)]
+
+
+def test_a_pattern_that_matches_folders_and_files(tmp_path: Path) -> None:
+    runs = tools_folder(tmp_path / "runs")
+    (runs / "notes.json").unlink()
+    report = oirl.import_log(str(runs / "*"), tmp_path / "log.parquet")
+    assert {f["format"] for f in report.files} == set(KEPT)
+    assert report.rows_kept == sum(KEPT.values())
+    (tmp_path / "logs" / "a").mkdir(parents=True)
+    (tmp_path / "logs" / "a" / "one.jsonl").write_text(lines(ROWS[:1]))
+    (tmp_path / "logs" / "two.jsonl").write_text(lines(ROWS[2:]))
+    report = oirl.import_log(str(tmp_path / "logs" / "*"), tmp_path / "log.parquet")
+    assert [(Path(f["file"]).name, f["rows_kept"]) for f in report.files] == [("one.jsonl", 1), ("two.jsonl", 2)]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather"])
+def test_a_path_leads_into_the_structs_of_a_table(tmp_path: Path, suffix: str) -> None:
+    meta = [{"a": 3, "deep": {"b": "m"}}, {"a": None, "deep": None}, None]
+    table = pa.table({"query": ["1?", "2?", "3?"], "prompt": ["p"] * 3, "meta": meta, "x.y": ["u", "v", "w"]})
+    path = tmp_path / f"rows.{suffix}"
+    (pq.write_table if suffix == "parquet" else feather.write_feather)(table, path)
+    mapping = {"tokens_in": "meta.a", "model": "meta.deep.b", "answer": "x.y"}
+    report = oirl.import_log(path, tmp_path / "log.parquet", mapping=mapping)
+    rows = oirl.read_log(tmp_path / "log.parquet").to_pylist()
+    assert [(r["tokens_in"], r["model"], r["answer"]) for r in rows] == [
+        (3, "m", "u"),
+        (None, None, "v"),
+        (None, None, "w"),
+    ]
+    assert report.rows_refused == 0
+    with pytest.raises(DataError, match=r"no field 'meta\.c' .*for the column 'tokens_in'"):
+        oirl.import_log(path, tmp_path / "log.parquet", mapping={"tokens_in": "meta.c"})
+
+
+@pytest.mark.parametrize(("prompts", "warned"), [(30, True), (20, False), (2, False)])
+def test_a_prompt_per_row_looks_like_a_rendered_text(tmp_path: Path, prompts: int, warned: bool) -> None:
+    rows = [{"query": f"{i} hens?", "prompt": f"Say. {i % prompts} hens?", "correct": True} for i in range(30)]
+    report, _ = load(tmp_path, lines(rows))
+    told = (
+        "30 prompts in 30 rows: the prompts look like rendered texts, with the queries in them; map the column "
+        "`prompt` to the template, or name it with --set prompt=TEXT"
+    )
+    assert report.warnings == ([told] if warned else [])

@@ -18,10 +18,14 @@ import pytest
 
 import oirl
 
-PROMPTS = {"think": "Think, then answer.", "ask": 'Q: {query}\nSay "A:" and the number.'}
+PROMPTS = {
+    "think": "Think, then answer.",
+    "ask": 'Q: {query}\nSay "A:" and the number.',
+    "fix": "See a/main.py: {query}",
+}
 QUERIES = {
     "a": ("What is 1 + 1?", "2"),
-    "b": ("What is {{3}} less {% 1 %}, \u201cplease\u201d?", "2"),
+    "b": ("What is {{3}} less \\frac{{1}}{{x}}, \u201cplease\u201d?", "2"),
     "c": ("Nine?", "9"),
 }
 OFFLINE = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "PROMPTFOO_DISABLE_TELEMETRY": "1"}
@@ -56,15 +60,14 @@ def test_lm_eval_runs_the_tasks_and_its_samples_come_back(log: Path, tmp_path: P
     oirl.export_log(log, tmp_path / "task", to="lm-eval")
     arguments = "--model dummy --include_path . --tasks oirl --log_samples --output_path results".split()
     run(sys.executable, "-m", "lm_eval", *arguments, cwd=tmp_path / "task")
-    report = oirl.import_log(tmp_path / "task" / "results", tmp_path / "back.parquet")
+    oirl.import_log(tmp_path / "task" / "results", tmp_path / "back.parquet")
     back = oirl.read_log(tmp_path / "back.parquet")
-    assert back.num_rows == 6
+    assert back.num_rows == 9
     assert set(back["query"].to_pylist()) == {text for text, _ in QUERIES.values()}
     assert set(back["model"].to_pylist()) == {"dummy"}
-    assert {p["prompt"]: (p["source"], p["fits"]) for p in report.prompts} == {
-        "Think, then answer.\n\n{{query}}": ("format", 3),
-        'Q: {{query}}\nSay "A:" and the number.': ("format", 3),
-    }
+    assert set(back["query_id"].to_pylist()) == set(QUERIES)
+    assert set(back["prompt_id"].to_pylist()) == set(PROMPTS)
+    assert dict(zip(back["prompt_id"].to_pylist(), back["prompt"].to_pylist(), strict=True)) == PROMPTS
 
 
 def test_promptfoo_runs_the_config_and_its_results_come_back(log: Path, tmp_path: Path) -> None:
@@ -75,13 +78,16 @@ def test_promptfoo_runs_the_config_and_its_results_come_back(log: Path, tmp_path
     run(promptfoo, "eval", "-c", "config.yaml", "--no-write", "--no-cache", "-o", "results.json", cwd=tmp_path)
     report = oirl.import_log(tmp_path / "results.json", tmp_path / "back.parquet")
     back = oirl.read_log(tmp_path / "back.parquet")
-    assert back.num_rows == 6
+    assert back.num_rows == 9
     assert {p["prompt"]: p["fits"] for p in report.prompts} == {
         "Think, then answer.\n\n{{query}}": 3,
         'Q: {{query}}\nSay "A:" and the number.': 3,
+        "See a/main.py: {{query}}": 3,
     }
-    # The provider echoes what it was given: the gold answer stands in neither text but the third query's.
-    assert {a for a in back["answer"].to_pylist()} == {"2", "9"}
+    assert set(back["query"].to_pylist()) == {text for text, _ in QUERIES.values()}
+    # The provider echoes what it was given.
+    asked = zip(back["query"].to_pylist(), back["response"].to_pylist(), strict=True)
+    assert all(query in response and "set _" not in response for query, response in asked)
 
 
 @pytest.mark.parametrize("format", ["trl-preference", "trl-unpaired", "trl-sft", "openai-finetune"])
@@ -92,7 +98,7 @@ def test_trl_knows_the_files(format: str, log: Path, tmp_path: Path) -> None:
     loaded = datasets.load_dataset(
         "json", data_files=str(tmp_path / "out.jsonl"), split="train", cache_dir=str(tmp_path)
     )
-    assert len(loaded) == {"trl-preference": 3, "trl-unpaired": 6, "trl-sft": 3, "openai-finetune": 3}[format]
+    assert len(loaded) == {"trl-preference": 3, "trl-unpaired": 9, "trl-sft": 3, "openai-finetune": 3}[format]
     assert data_utils.is_conversational(loaded[0])
     if format == "trl-preference":
         unpaired = data_utils.unpair_preference_dataset(loaded)

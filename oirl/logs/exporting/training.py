@@ -13,7 +13,7 @@ import pyarrow as pa
 from oirl.logs.atomic import atomic_file
 from oirl.logs.exporting.pipeline import ExportReport, check_written
 from oirl.logs.pairs import right_over_wrong
-from oirl.logs.rendering import messages
+from oirl.logs.rendering import fields_of, messages
 
 Rows = Callable[[], Iterator[pa.RecordBatch]]
 Example = dict[str, Any]
@@ -41,8 +41,8 @@ class _Examples:
 
     def _examples(self, rows: Rows, report: ExportReport) -> Iterator[Example]:
         for batch in rows():
-            for row in batch.select(["query", "prompt", "response", "correct"]).to_pylist():
-                given = messages(row["prompt"], row["query"])
+            for row in batch.select(["query", "prompt", "response", "correct", "metadata"]).to_pylist():
+                given = messages(row["prompt"], row["query"], fields_of(row["prompt"], row["metadata"]))
                 if row["response"] is None or not row["response"].strip():
                     report.left_out[_NO_RESPONSE] += 1
                 elif row["correct"] is None:

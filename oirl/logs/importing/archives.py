@@ -15,6 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from oirl.errors import DataError
+from oirl.logs.importing.lines import MAX_RATIO, largest_unpacked
 from oirl.logs.store import first_line
 
 MAX_MEMBER_BYTES = 256 << 20
@@ -72,7 +73,8 @@ class Archive:
         """Return the content of a member.
 
         Raises:
-            MemberError: If it is missing, damaged, encrypted, packed in another way, or larger than 256 MiB.
+            MemberError: If it is missing, damaged, encrypted, packed in another way, larger than 256 MiB, or unpacks to
+                200 times its size.
         """
         member = self._members.get(name)
         if member is None:
@@ -81,6 +83,8 @@ class Archive:
             raise MemberError("it is encrypted")
         if member.file_size > MAX_MEMBER_BYTES:
             raise MemberError(f"it is larger than {MAX_MEMBER_BYTES >> 20} MiB")
+        if member.file_size > largest_unpacked(member.compress_size):
+            raise MemberError(f"it unpacks to more than {MAX_RATIO} times its size, as if made to fill memory")
         try:
             data = self._unpack(member, self._packed(member))
         except (pa.ArrowException, OSError, zlib.error, EOFError, ValueError, OverflowError) as e:

@@ -80,6 +80,9 @@ class Request:
         scorer: Which score gives the verdict, where a format keeps several.
         warnings: What the importer found worth saying, added by it.
         prompts: Where each prompt comes from, added by the importer.
+        followed: Set by the importer where `filter` was among the choices of a file.
+        unfollowed: Set where a file has no choice of filters, and another than `filter`: what to say if no file of the
+            import has it.
     """
 
     fields: Mapping[str, str]
@@ -88,6 +91,8 @@ class Request:
     scorer: str | None = None
     warnings: list[str] = field(default_factory=list)
     prompts: list[PromptNote] = field(default_factory=list)
+    followed: bool = False
+    unfollowed: str | None = None
 
 
 class Importer(Protocol):

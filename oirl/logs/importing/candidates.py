@@ -9,7 +9,7 @@ from typing import Any
 
 from oirl.errors import DataError
 from oirl.logs.importing.base import Chunk, Refusal, Request
-from oirl.logs.importing.lines import read_whole
+from oirl.logs.importing.lines import files_like, read_whole
 from oirl.logs.importing.runs import Run, load_json, number, run_chunks, tidy
 
 
@@ -20,6 +20,10 @@ class GepaCandidates:
     name: str = "gepa"
     description: str = "DSPy/GEPA candidates.json with val_subscores (result.to_dict())"
     record: str = "interactions"
+
+    def find(self, folder: Path) -> list[Path]:
+        """Return the results in a folder."""
+        return files_like(folder, (".json",), self.sniff)
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Accept a JSON object with candidates and validation scores, or GEPA's own list of candidates."""
@@ -47,7 +51,7 @@ class GepaCandidates:
 
 
 def _runs(path: Path, candidates: list[Any], scores: list[Any], result: dict[str, Any]) -> Iterator[Run | Refusal]:
-    row = 0
+    row, name = 0, f"{path.resolve().parent.name}/{path.name.split('.')[0]}"
     for place, (candidate, found) in enumerate(zip(candidates, scores, strict=True)):
         prompt = _prompt(candidate)
         examples = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
@@ -62,10 +66,11 @@ def _runs(path: Path, candidates: list[Any], scores: list[Any], result: dict[str
                 yield Refusal(row, f"the score of candidate {place} on example {example} is no finite number", score)
                 continue
             values = {
-                "query": f"validation example {example}",
-                "query_id": f"example-{example}",
+                # Another optimisation's example of that number is another query.
+                "query": f"validation example {example} of {name}",
+                "query_id": f"{name}-example-{example}",
                 "prompt": prompt,
-                "run_id": path.stem,
+                "run_id": name,
                 "metadata": tidy({"candidate": place, "parents": _at(result.get("parents"), place)}),
             }
             yield Run(row, values, value, {"candidate": candidate, "example": example, "score": score})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
@@ -212,3 +212,29 @@ def _not_finite(field: pa.Field, values: pa.Array) -> dict[int, str]:
 def _show(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def column_paths(schema: pa.Schema, fields: Mapping[str, str]) -> list[str]:
+    """Return the columns of a table, and the dotted paths among `fields` that lead into structs."""
+    found = list(schema.names)
+    for source in fields.values():
+        kind: Any = schema
+        for part in source.split("."):
+            inside = part in kind.names if isinstance(kind, pa.Schema) else pa.types.is_struct(kind)
+            place = kind.get_field_index(part) if inside else -1
+            if place < 0:
+                break
+            kind = kind.field(place).type
+        else:
+            found.append(source)
+    return list(dict.fromkeys(found))
+
+
+def column_at(batch: pa.RecordBatch, source: str) -> pa.Array | None:
+    """Return the column that a name or a dotted path leads to, None if there is none."""
+    if source in batch.schema.names:
+        return batch.column(source)
+    if "." not in source or source not in column_paths(batch.schema, {"": source}):
+        return None
+    top, *rest = source.split(".")
+    return pc.struct_field(batch.column(top), rest)

@@ -10,7 +10,7 @@ from typing import Any
 from oirl.errors import DataError
 from oirl.logs.importing.base import Chunk, Refusal, Request
 from oirl.logs.importing.lines import read_whole
-from oirl.logs.importing.runs import Run, as_dict, as_list, choose, load_json, number, run_chunks, tidy, whole
+from oirl.logs.importing.runs import Run, as_dict, as_list, choose, load_json, number, run_chunks, text_of, tidy, whole
 
 _STATE = "scenario_state.json"
 _STATS = "per_instance_stats.json"
@@ -116,7 +116,6 @@ def _group(
     completions = _chosen(group, references) if len(group) > 1 else _completions(state)
     trial = whole(state.get("train_trial_index")) or 0
     result = as_dict(state.get("result"))
-    rendered = sent.get("prompt")
     scored = (
         references[at] if isinstance(at := state.get("reference_index"), int) and 0 <= at < len(references) else None
     )
@@ -146,8 +145,15 @@ def _group(
             ),
         }
         verdict = None if i or scorer is None else scores.get(scorer)
-        prompt = rendered if isinstance(rendered, str) and rendered else None
-        yield Run(row, values, verdict, state, prompt, slots)
+        yield Run(row, values, verdict, state, _rendered(sent), slots, key=run)
+
+
+def _rendered(sent: dict[str, Any]) -> str | None:
+    """Return the text given to the model: a prompt, or the messages of a chat."""
+    prompt = sent.get("prompt")
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    return "\n\n".join(text_of(as_dict(m).get("content")) for m in as_list(sent.get("messages"))) or None
 
 
 def _completions(state: dict[str, Any]) -> list[str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from oirl.errors import DataError, NotFoundError, require
+from oirl.errors import ConfigError, DataError, NotFoundError, require
 from oirl.logs.store import first_line
 
 PREFIX = "hf://"
@@ -55,6 +55,8 @@ def hub_files(source: str) -> list[Path]:
     import datasets
 
     name, _, split = source.removeprefix(PREFIX).partition(":")
+    if "[" in split or "+" in split:
+        raise ConfigError(f"{source}: a split is named whole, such as :train; parts of one are not read")
     known, config = _ALIASES.get(name.lower(), (name, None))
     parts = known.split("/")
     if config is None and len(parts) == 3 and not Path(known).exists():

@@ -12,7 +12,7 @@ from typing import Any
 from oirl.errors import ConfigError, DataError, nearest
 from oirl.logs.importing.archives import Archive, MemberError
 from oirl.logs.importing.base import Chunk, Refusal, Request
-from oirl.logs.importing.lines import read_head, read_whole
+from oirl.logs.importing.lines import files_like, read_head, read_whole
 from oirl.logs.importing.runs import (
     Run,
     as_dict,
@@ -21,11 +21,11 @@ from oirl.logs.importing.runs import (
     load_json,
     number,
     run_chunks,
-    system_template,
     text_of,
     tidy,
     whole,
 )
+from oirl.logs.importing.templates import system_template
 from oirl.logs.text import text_id
 
 _SAMPLE = re.compile(r"samples/(.+)_epoch_(\d+)\.json")
@@ -54,8 +54,7 @@ class InspectLogs:
 
     def find(self, folder: Path) -> list[Path]:
         """Return the logs of a folder."""
-        found = [p for p in sorted(folder.rglob("*")) if p.suffix in {".eval", ".json"} and p.is_file()]
-        return [p for p in found if self._sniff_file(p)]
+        return files_like(folder, (".eval", ".json"), self.sniff)
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Accept zip archives named .eval, and JSON objects that begin as Inspect's logs do."""
@@ -95,12 +94,6 @@ class InspectLogs:
                     yield sample if isinstance(sample, Refusal) else reader.read(row, sample)
 
         yield from run_chunks(path, runs(), request)
-
-    def _sniff_file(self, path: Path) -> bool:
-        try:
-            return self.sniff(path, read_head(path))
-        except DataError:
-            return False
 
 
 class _Reader:
@@ -147,7 +140,7 @@ class _Reader:
         output = as_dict(sample.get("output"))
         response = _resolve(_completion(output), attachments)
         error = sample.get("error")
-        usage = as_dict(output.get("usage"))
+        usage = _usage(sample, self._eval.get("model")) or as_dict(output.get("usage"))
         score = _scores(sample).get(self._scorer or "")
         epoch = whole(sample.get("epoch"))
         values: dict[str, Any] = {
@@ -176,7 +169,9 @@ class _Reader:
                 }
             ),
         }
-        return self._run(row, values, _verdict(score), sample, chat, query)
+        if score == "P":  # partly right: neither a verdict nor a reason to take the others for grades
+            values |= {"correct": None, "score": _LETTERS["P"]}
+        return self._run(row, values, None if score == "P" else _verdict(score), sample, chat, query)
 
     def _run(
         self, row: int, values: dict[str, Any], verdict: bool | float | None, sample: Any, chat: _Chat, query: str
@@ -331,6 +326,11 @@ def _shared(texts: Iterable[str]) -> str | None:
     """Return the text that all are, None if they differ."""
     distinct = set(texts)
     return distinct.pop() if len(distinct) == 1 else None if distinct else ""
+
+
+def _usage(sample: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return the tokens of all calls of the model under test, not of the last call alone."""
+    return as_dict(as_dict(sample.get("model_usage")).get(str(model)))
 
 
 def _completion(output: dict[str, Any]) -> str:

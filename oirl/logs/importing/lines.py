@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ from oirl.logs.store import first_line
 
 BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 32 << 20
+MAX_RATIO = 200
+"""How many times its size a packed document may unpack to, from 16 MiB on; packed logs stay well below 100."""
+_HARMLESS = 16 << 20
+_MAX_VALUES = 4_000_000
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -98,17 +102,47 @@ def read_head(path: Path, size: int = 1 << 16) -> bytes:
         raise DataError(f"{path} cannot be read: {first_line(e)}") from e
 
 
+def files_like(folder: Path, suffixes: tuple[str, ...], sniff: Callable[[Path, bytes], bool]) -> list[Path]:
+    """Return the files of a folder, however deep, whose names end in `suffixes` and which `sniff` accepts."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.name.lower().removesuffix(".gz")
+        if not name.endswith(suffixes) or name.endswith(".rejected.jsonl") or not path.is_file():
+            continue
+        try:
+            if sniff(path, read_head(path)):
+                found.append(path)
+        except DataError:
+            continue
+    return found
+
+
 def read_whole(path: Path) -> bytes:
     """Return a whole file, unpacked, without its byte order mark.
 
     Raises:
-        DataError: If the file cannot be read, is truncated, or is not UTF-8 by its first bytes.
+        DataError: If the file cannot be read, is truncated, is not UTF-8 by its first bytes, or unpacks to 200 times
+            its size.
     """
     try:
+        limit = largest_unpacked(path.stat().st_size)
         with pa.input_stream(str(path), compression="detect") as stream:
-            return _without_bom(path, stream.read())
+            pieces, size = [], 0
+            while piece := stream.read(BLOCK_BYTES):
+                pieces.append(piece)
+                size += len(piece)
+                if size > limit:
+                    raise DataError(
+                        f"{path} unpacks to more than {MAX_RATIO} times its size; is it made to fill memory?"
+                    )
+            return _without_bom(path, b"".join(pieces))
     except (pa.ArrowException, OSError, EOFError) as e:
         raise DataError(f"{path} cannot be read to its end: {first_line(e)}; is it truncated?") from e
+
+
+def largest_unpacked(packed: int) -> int:
+    """Return how many bytes may come out of `packed` ones."""
+    return max(_HARMLESS, MAX_RATIO * packed)
 
 
 def read_blocks(path: Path) -> Iterator[Block]:
@@ -163,11 +197,19 @@ def parse_json_lines(block: Block) -> Iterator[tuple[int, Any]]:
     for row, line in enumerate(block.data.split(b"\n"), block.first_line):
         if not line.strip():
             continue
+        if too_many_values(line):
+            yield row, Refusal(row, f"a line of more than {_MAX_VALUES:,} values", _start(line))
+            continue
         try:
             yield row, json.loads(line.decode())  # of bytes, json would guess UTF-16
         except (ValueError, RecursionError) as e:
             kind = "not UTF-8" if isinstance(e, UnicodeDecodeError) else f"not JSON ({str(e)[:200]})"
             yield row, Refusal(row, kind, _start(line))
+
+
+def too_many_values(line: bytes) -> bool:
+    """Say whether a line would fill the memory with values, however few bytes it takes in a packed file."""
+    return len(line) > _MAX_VALUES and line.count(b",") + line.count(b"[") + line.count(b"{") > _MAX_VALUES
 
 
 def _skip_line(stream: pa.NativeFile) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,13 +12,17 @@ from typing import Any
 
 from oirl.errors import ConfigError, DataError, nearest
 from oirl.logs.importing.base import Chunk, Refusal, Request
-from oirl.logs.importing.lines import read_head, read_json_lines, read_whole
-from oirl.logs.importing.runs import Run, as_list, choose, head_of, load_json, number, run_chunks, text_of, tidy
-from oirl.logs.importing.templates import EXAMPLES, filled, is_plain, names_in
+from oirl.logs.importing.lines import files_like, read_json_lines, read_whole
+from oirl.logs.importing.lm_eval_sample import read_arguments, read_replies, read_target, read_verdict, slot_text
+from oirl.logs.importing.runs import Run, as_list, choose, head_of, load_json, run_chunks, tidy
+from oirl.logs.importing.templates import EXAMPLES, filled, is_plain, names_in, value_of
+from oirl.logs.text import text_id
 
 _TIME = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)$")
 _REFERENCES = re.compile(r"""\{[{%][^{}]*?[}%]\}|doc\[["'](\w+)["']\]|doc\.get\(["'](\w+)["']""")
 _WORD = re.compile(r"[A-Za-z_]\w*")
+_CODE = re.compile(r"\s*(?:def |lambda\b|@|<function)")
+_GOLD = {"answer", "label", "target", "gold", "answer_key", "answerKey", "correct"}
 _QUERY_FIELDS = ("question", "query", "problem", "input", "instruction", "prompt", "text", "sentence", "goal", "ctx")
 _VOTES = {"majority_vote", "maj"}
 _MAX_REPLIES = 10_000
@@ -35,6 +38,9 @@ class _Task:
     known: bool = False
     lead: str = ""
     template: str | None = None
+    source: str = ""
+    prompt_id: str | None = None
+    prompt: str | None = None
     shots: int = 0
     votes: set[str] = field(default_factory=set)
 
@@ -50,8 +56,7 @@ class LmEvalSamples:
 
     def find(self, folder: Path) -> list[Path]:
         """Return the samples files of a folder; those of local models stand in hidden folders."""
-        found = sorted({*folder.rglob("samples_*.jsonl"), *folder.rglob("samples_*.jsonl.gz")})
-        return [p for p in found if p.is_file() and self.sniff(p, _first_bytes(p))]
+        return [p for p in files_like(folder, (".jsonl",), self.sniff) if p.name.startswith("samples_")]
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Accept lines with the keys that every sample has."""
@@ -78,31 +83,47 @@ class LmEvalSamples:
         metrics = {str(m): None for s in head for m in as_list(s.get("metrics")) if isinstance(m, str)}
         reader = _Reader(task, choose(path, request.scorer, metrics, "metric"), head)
         filters: Counter[str] = Counter()
+        wanted = self._wanted(path, request, head)
         for row, sample in itertools.chain(first, lines):
             if isinstance(sample, Refusal):
                 yield sample
                 continue
             kept = _filter_of(sample)
             filters[kept] += 1
-            if request.filter is None and len(filters) > 1:
+            if wanted is None and len(filters) > 1:
                 raise ConfigError(_two_filters(path))
-            if request.filter is None or kept == request.filter:
+            if wanted is None or kept == wanted:
                 yield from reader.read(row, sample, kept)
         if len(reader.fields) > 1 and "query" not in request.mapped:
             request.warnings.append(
                 f"{path.name}: the query is made of {' + '.join(f'doc.{f}' for f in reader.fields)}; "
                 "--map query=doc.FIELD takes one of them"
             )
-        self._tell(path, request, filters, metrics)
+        left = sum(n for name, n in filters.items() if name != wanted) if wanted else 0
+        self._tell(path, request, left, metrics)
 
-    def _tell(self, path: Path, request: Request, filters: Counter[str], metrics: dict[str, None]) -> None:
+    def _wanted(self, path: Path, request: Request, head: list[dict[str, Any]]) -> str | None:
+        """Return the filter to read; None for a file with one filter only, which there is no choice in."""
+        if request.filter is None:
+            return None
+        if any(_filter_of(sample) == request.filter for sample in head):
+            request.followed = True
+            return request.filter
+        there = _filters(path)
+        if request.filter in there:
+            request.followed = True
+            return request.filter
+        problem = (
+            f"{path}: --filter {request.filter}: no filter {request.filter!r}{nearest(request.filter, there)}; there: "
+            f"{', '.join(there)}"
+        )
+        if len(there) > 1:
+            raise ConfigError(problem)
+        request.unfollowed = problem
+        return None
+
+    def _tell(self, path: Path, request: Request, left: int, metrics: dict[str, None]) -> None:
         """Say what was left out and chosen, once the whole file was read."""
-        if request.filter is not None and request.filter not in filters and filters:
-            raise ConfigError(
-                f"{path}: --filter {request.filter}: no filter {request.filter!r}"
-                f"{nearest(request.filter, filters)}; there: {', '.join(filters)}"
-            )
-        left = sum(n for name, n in filters.items() if name != request.filter) if request.filter else 0
         if left:
             request.warnings.append(f"{path.name}: {left:,} lines hold the same replies under other filters")
         if len(metrics) > 1 and request.scorer is None:
@@ -120,42 +141,51 @@ class _Reader:
         self._metric = metric
         self.fields = _query_fields(head, task)  # makes a template of a field's name, so it comes first
         self._plain = task.template is not None and is_plain(task.template)
+        self._names = names_in(task.lead + (task.template or "")) if self._plain else []
         self._votes = task.votes if task.known else _votes_seen(head)
+        self._ids: dict[str, str] = {}
 
     def _given(self, rendered: str | None, slots: dict[str, str]) -> str | None:
         """Return the template with its description, where that stands right before it."""
         whole = self._task.lead + (self._task.template or "")
         if self._plain and is_plain(whole) and rendered and filled(whole, slots) == rendered:
             return whole
+        if not self._plain and self._task.template and rendered and rendered.startswith(self._task.lead):
+            return whole
         return self._task.template
 
     def read(self, row: int, sample: dict[str, Any], kept: str) -> Iterator[Run | Refusal]:
         doc = sample.get("doc")
         doc = doc if isinstance(doc, dict) else {"doc": doc}
-        slots = {name: text for name in doc if (text := _slot(doc[name])) is not None}
-        rendered, settings, options = _arguments(sample.get("arguments"))
+        slots = {name: text for name in doc if (text := slot_text(doc[name])) is not None}
+        rendered, settings, options = read_arguments(sample.get("arguments"))
         query = "\n".join(slots[f] for f in self.fields if f in slots).strip()
         # A document without a text of its own, as in perplexity tasks, is what the model was given.
         query = query or slots.get("doc") or rendered or ""
-        replies = _replies(sample, options, self._metric)
+        replies = read_replies(sample, options, self._metric)
         if len(replies) > _MAX_REPLIES:
             yield Refusal(row, f"{len(replies):,} replies to one document; at most {_MAX_REPLIES:,} are read")
             return
-        target = _target(sample.get("target"), options)
+        target = read_target(sample.get("target"), options)
         votes = kept in self._votes and len(replies) > 1
         metrics = {m: sample.get(m) for m in as_list(sample.get("metrics")) if isinstance(m, str)}
         metadata = {
             "task": self._task.name or None,
             "doc_id": sample.get("doc_id"),
+            "doc_hash": sample.get("doc_hash"),
             "filter": None if kept == "none" else kept,
             "filtered": None if options else sample.get("filtered_resps"),
             "metrics": metrics if len(metrics) > 1 or votes else None,
         }
-        doc_hash = sample.get("doc_hash")
+        query_id = self._query_id(query, doc, sample.get("doc_hash"))
+        if self._plain:
+            shown = {n: text for n in self._names if (text := value_of(n, doc)) is not None}
+        else:
+            shown = {f: slots[f] for f in self.fields if f in slots} or {"query": query}
         for i, reply in enumerate(replies):
             values = {
                 "query": query,
-                "query_id": doc_hash if isinstance(doc_hash, str) else None,
+                "query_id": query_id,
                 "response": reply,
                 "answer": target,
                 "model": self._task.model,
@@ -163,13 +193,25 @@ class _Reader:
                 "sampling": tidy(settings) if settings else None,
                 "metadata": tidy(metadata),
             }
+            if self._task.prompt_id:
+                values["prompt_id"] = self._task.prompt_id
+                if self._task.prompt is not None:
+                    values["prompt"] = self._task.prompt
             if len(replies) > 1:
                 values["replicate"] = i
             # The score is that of the first reply only, or, where a filter votes, of none of them.
-            verdict = None if i or votes else _verdict(sample.get(self._metric) if self._metric else None)
+            verdict = None if i or votes else read_verdict(sample.get(self._metric) if self._metric else None)
             examples = f"{{{self._task.shots} examples}}" if self._task.shots else EXAMPLES
-            shown = slots if self._plain else {f: slots[f] for f in self.fields if f in slots} or {"query": query}
-            yield Run(row, values, verdict, sample, rendered, shown, "", self._given(rendered, slots), examples)
+            yield Run(row, values, verdict, sample, rendered, shown, "", self._given(rendered, shown), examples)
+
+    def _query_id(self, query: str, doc: dict[str, Any], doc_hash: Any) -> str | None:
+        """Name a query by its text, as all formats do; other documents of the same text, such as choices, are told."""
+        if self._task.prompt_id and isinstance(doc.get("query_id"), str):
+            found: str = doc["query_id"]  # a task that `oirl export` wrote
+            return found
+        if not isinstance(doc_hash, str) or not query:
+            return None
+        return None if self._ids.setdefault(query, doc_hash) == doc_hash else f"{text_id(query)}-{doc_hash[:12]}"
 
 
 def _filter_of(sample: dict[str, Any]) -> str:
@@ -181,7 +223,7 @@ def _votes_seen(head: list[dict[str, Any]]) -> set[str]:
     """Return the filters whose result cannot be that of the first reply: what they found does not stand in it."""
     found: set[str] = set()
     for sample in head:
-        replies, filtered = _replies(sample, [], None), as_list(sample.get("filtered_resps"))
+        replies, filtered = read_replies(sample, [], None), as_list(sample.get("filtered_resps"))
         scored = filtered[0] if filtered else None
         if len(replies) > 1 and isinstance(scored, str) and scored != "[invalid]" and scored not in (replies[0] or ""):
             found.add(_filter_of(sample))
@@ -222,7 +264,13 @@ def _fill_task(task: _Task, results: dict[str, Any], config: dict[str, Any]) -> 
     shots = config.get("num_fewshot")
     task.shots = shots if isinstance(shots, int) and not isinstance(shots, bool) and shots > 0 else 0
     template = config.get("doc_to_text")
-    task.template = template if isinstance(template, str) and template.strip() else None
+    if isinstance(template, str) and template.strip():
+        task.source = template
+        task.template = None if _CODE.match(template) else template
+    about = config.get("metadata")
+    if task.name.startswith("oirl_") and isinstance(about, dict) and isinstance(about.get("prompt_id"), str):
+        task.prompt_id = about["prompt_id"]
+        task.prompt = about["prompt"] if isinstance(about.get("prompt"), str) else None
     lead = config.get("description")
     task.lead = lead if isinstance(lead, str) else ""
     for entry in as_list(config.get("filter_list")):
@@ -250,26 +298,29 @@ def _model_name(results: dict[str, Any]) -> str | None:
 def _query_fields(head: list[dict[str, Any]], task: _Task) -> list[str]:
     """Return the fields of `doc` that make the query: those that the template names, or that rendered prompts show."""
     docs = [s["doc"] for s in head if isinstance(s.get("doc"), dict)]
-    known = list(dict.fromkeys(k for d in docs for k in d if _slot(d[k]) is not None))
-    template = task.template or ""
+    known = list(dict.fromkeys(k for d in docs for k in d if slot_text(d[k]) is not None))
+    template = task.source
     if template in known:  # the name of a field is short for that field alone
         task.template = "{{" + template + "}}"
         return [template]
     named = _named(template)
     used = [f for f in known if f in named]
-    if not used:
+    used = [f for f in used if f not in _GOLD] or used  # a function may look the gold answer up
+    if not used or set(used) <= _GOLD:
         shown = Counter(f for s in head if isinstance(s.get("doc"), dict) for f in _shown(s))
         used = [f for f in known if shown[f] > 0.9 * len(docs)]
         preferred = [f for f in _QUERY_FIELDS if f in used]
         used = preferred[:1] or used
     # What is the same in every document is part of the instruction.
     varying = [f for f in used if len({str(d.get(f)) for d in docs}) > 1]
+    if not varying and len(docs) > 1:  # a constant is no query
+        varying = [f for f in _QUERY_FIELDS if f in known and len({str(d.get(f)) for d in docs}) > 1][:1]
     return varying or used or [f for f in _QUERY_FIELDS if f in known][:1]
 
 
 def _named(template: str) -> set[str]:
     """Return the words that a template, or the source of a function, uses as fields."""
-    found = set(names_in(template))
+    found = {_WORD.findall(name)[0] for name in names_in(template) if _WORD.match(name)}
     for match in _REFERENCES.finditer(template):
         found.update(g for g in match.groups() if g)
         if match[0].startswith("{"):
@@ -278,114 +329,25 @@ def _named(template: str) -> set[str]:
 
 
 def _shown(sample: dict[str, Any]) -> Iterator[str]:
-    rendered, _, _ = _arguments(sample.get("arguments"))
+    rendered, _, _ = read_arguments(sample.get("arguments"))
     target = sample.get("target")
     for name, value in sample["doc"].items():
-        text = _slot(value)
+        text = slot_text(value)
+        text = text.strip() if text else text
         if text and len(text) > 3 and text != target and rendered and text in rendered:
             yield name
 
 
-def _slot(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-        return "\n".join(value)
-    if isinstance(value, dict) and isinstance(value.get("text"), list):  # choices of ARC and its like
-        return _slot(value["text"])
-    return None
-
-
-def _arguments(arguments: Any) -> tuple[str | None, dict[str, Any] | None, list[str]]:
-    """Return the rendered prompt, the sampling settings, and the continuations that were scored."""
-    if isinstance(arguments, dict):
-        requests = [list(a.values()) if isinstance(a, dict) else a for a in arguments.values()]
-    else:
-        requests = arguments if isinstance(arguments, list) else []
-    requests = [r if isinstance(r, list) else [r] for r in requests]
-    if not requests or not requests[0]:
-        return None, None, []
-    first = requests[0]
-    rendered = _rendered(first[0])
-    if len(first) > 1 and isinstance(first[1], dict):
-        return rendered, first[1], []
-    options = [r[1] for r in requests if len(r) > 1 and isinstance(r[1], str)]
-    return rendered, None, options if len(options) == len(requests) else []
-
-
-def _rendered(value: Any) -> str | None:
-    """Return the text given to the model; chat models of a server are given a list of messages, as JSON."""
-    if isinstance(value, str) and value.startswith("[{") and '"role"' in value:
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return value if isinstance(value, str) else None
-    if isinstance(value, list):
-        return "\n\n".join(text_of(m.get("content")) for m in value if isinstance(m, dict))
-    return value if isinstance(value, str) else None
-
-
-def _replies(sample: dict[str, Any], options: list[str], metric: str | None) -> list[str | None]:
-    """Return the replies to one document; for scored continuations, the one with the highest log-probability."""
-    responses = sample.get("resps")
-    if not isinstance(responses, list) or not responses:
-        return [None]
-    if options:
-        found = [_log_probability(r) for r in as_list(sample.get("filtered_resps")) or responses]
-        if len(found) != len(options) or any(p is None for p in found):
-            return [None]
-        # acc_norm compares log-probabilities per character of the continuation.
-        sizes = [max(len(o.strip()), 1) if metric == "acc_norm" else 1 for o in options]
-        scores = [(p or 0.0) / n for p, n in zip(found, sizes, strict=True)]
-        return [options[scores.index(max(scores))].strip()] if len(options) > 1 else [None]
-    replies = responses[0] if isinstance(responses[0], list) else responses
-    texts: list[str | None] = [r for r in replies if isinstance(r, str)]
-    return texts or [None]
-
-
-def _log_probability(value: Any) -> float | None:
-    while isinstance(value, list) and value:
-        value = value[0]
-    try:
-        return float(value)  # written as text, "-inf" among them
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _target(target: Any, options: list[str]) -> str | None:
-    if isinstance(target, list) and target:
-        target = target[0]
-    if isinstance(target, bool) or target is None:
-        return None
-    place = target if isinstance(target, int) else None
-    if isinstance(target, str) and target.isdecimal() and len(target) < 6:
-        place = int(target)
-    if options and place is not None and 0 <= place < len(options):
-        return options[place].strip()
-    return target if isinstance(target, str) else str(target) if isinstance(target, (int, float)) else None
-
-
-def _verdict(value: Any) -> bool | float | None:
-    if isinstance(value, bool):
-        return value
-    return number(value)
+def _filters(path: Path) -> list[str]:
+    return list(dict.fromkeys(_filter_of(s) for _, s in _lines(path) if isinstance(s, dict)))
 
 
 def _two_filters(path: Path) -> str:
-    seen = {str(s.get("filter")): None for _, s in _lines(path) if isinstance(s, dict)}
+    seen = [name[:80] for name in _filters(path)[:20]]
     return (
         f"{path}: its documents are scored under several filters, which may disagree: {', '.join(seen)}; "
-        f"choose one with --filter, for example --filter {next(iter(seen))}"
+        f"choose one with --filter, for example --filter {seen[0]}"
     )
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        return read_head(path)
-    except DataError:
-        return b""
 
 
 LM_EVAL = LmEvalSamples()

@@ -9,9 +9,9 @@ from typing import Any
 
 from oirl.errors import DataError
 from oirl.logs.importing.base import Chunk, Refusal, Request
-from oirl.logs.importing.lines import read_json_lines
-from oirl.logs.importing.runs import Run, choose, number, run_chunks, system_template, text_of, tidy, whole
-from oirl.logs.importing.templates import shared_affixes
+from oirl.logs.importing.lines import files_like, read_json_lines
+from oirl.logs.importing.runs import Run, choose, number, run_chunks, text_of, tidy, whole
+from oirl.logs.importing.templates import shared_affixes, system_template
 
 
 @dataclass(slots=True)
@@ -33,6 +33,10 @@ class OpenAIEvals:
     description: str = "OpenAI evals event log (.jsonl of oaieval --record_path)"
     record: str = "interactions"
     options: frozenset[str] = frozenset({"scorer"})
+
+    def find(self, folder: Path) -> list[Path]:
+        """Return the event logs in a folder."""
+        return files_like(folder, (".jsonl",), self.sniff)
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Accept a log that begins with its `spec`, or whose lines are events of samples."""
@@ -88,7 +92,12 @@ def _replies(
     # A grading model's sampling events follow; only as many replies as verdicts belong to the model under test.
     count = len(sample.match) if len(sample.match) == len(sample.sampling) else 1
     replicate = 0
-    for i, (row, data) in enumerate(sample.sampling[:count]):
+    sampling = sample.sampling
+    if count == 1 and sample.match:
+        # Of several samplings, such as a chain of thought and then the answer, the verdict is on one.
+        judged = _text(sample.match[0][1].get("sampled"))
+        sampling = [e for e in sampling if judged is not None and judged in _texts(e[1].get("sampled"))] or sampling
+    for i, (row, data) in enumerate(sampling[:count]):
         match = sample.match[i][1] if i < len(sample.match) else {}
         usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
         value = match.get("correct") if scorer == "match" else sample.metrics.get(scorer or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from oirl.logs.importing.rows import RowBuilder
 from oirl.logs.store import LogWriter, Source, find_files
 from oirl.records import SCHEMAS
 from oirl.registry import names, resolve
+
+_TABLES = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
 
 @dataclass(slots=True)
@@ -117,10 +120,11 @@ def import_log(
     _check_target(out, located)
     grader = Grader(grade) if grade else None
     builder = RowBuilder(record, constants, grader)
-    report = ImportReport(out=str(out), record=record)
+    report = ImportReport(out=str(out), record=record, warnings=_left_alone(sources, located))
     fields = {c: mapping.get(c, c) for c in SCHEMAS[record].names if c not in constants}
 
     with LogWriter(out, record) as writer, _Rejections(out, strict) as rejections:
+        unfollowed: list[str | None] = []
         for path, importer in located:
             request = Request(fields, mapping, filter, scorer)
             file: dict[str, Any] = {"file": str(path), "format": importer.name, "rows_kept": 0, "rows_refused": 0}
@@ -133,6 +137,9 @@ def import_log(
                 if progress:
                     progress(f"{path.name}: {file['rows_kept']:,} rows kept, {file['rows_refused']:,} refused")
             report.add(file, request)
+            unfollowed.append(None if request.followed else request.unfollowed)
+        if filter is not None and all(unfollowed):
+            raise ConfigError(str(unfollowed[0]))
         _check_kept(report, located, rejections, grader)
     report.reasons = rejections.summary()
     report.rejected_file = rejections.written
@@ -149,6 +156,11 @@ def _warnings(builder: RowBuilder, grader: Grader | None) -> list[str]:
         found.append(
             f"{grader.counts.not_gradable:,} rows have no response or no readable answer to grade; what verdict they "
             "had was kept, so the log mixes two graders"
+        )
+    if builder.record == "interactions" and builder.n_prompts > max(20, builder.n_rows / 2):
+        found.append(
+            f"{builder.n_prompts:,} prompts in {builder.n_rows:,} rows: the prompts look like rendered texts, with the "
+            "queries in them; map the column `prompt` to the template, or name it with --set prompt=TEXT"
         )
     if builder.record == "interactions" and not builder.n_verdicts:
         found.append("no row has a verdict; `oirl fit` needs some: --map correct=FIELD, or --grade numeric")
@@ -182,7 +194,7 @@ def _locate(sources: Source | Sequence[Source], format: str) -> list[tuple[Path,
         sources = [sources]
     located: list[tuple[Path, Importer]] = []
     seen: set[Path] = set()
-    for source in sources:
+    for source in _expanded(sources):
         for path, importer in _found(source, format):
             if path.resolve() in seen:
                 continue
@@ -193,6 +205,16 @@ def _locate(sources: Source | Sequence[Source], format: str) -> list[tuple[Path,
     if not located:
         raise ConfigError("no file named; name a file, a folder or a pattern")
     return located
+
+
+def _expanded(sources: Sequence[Source]) -> list[Source]:
+    """Return the sources, patterns that match folders replaced by what they match."""
+    found: list[Source] = []
+    for source in sources:
+        matched = [] if os.path.exists(source) else sorted(glob.glob(str(source)))
+        holding = [m for m in matched if os.path.isfile(m) or any(p.is_file() for p in Path(m).rglob("*"))]
+        found.extend(holding if any(os.path.isdir(m) for m in matched) and holding else [source])
+    return found
 
 
 def _found(source: Source, format: str) -> list[tuple[Path, Importer | None]]:
@@ -210,6 +232,26 @@ def _found(source: Source, format: str) -> list[tuple[Path, Importer | None]]:
     return [(path, None) for path in find_files(source)]
 
 
+def _left_alone(sources: Source | Sequence[Source], located: list[tuple[Path, Importer]]) -> list[str]:
+    """Say which tables of a folder were not read because it holds the runs of tools."""
+    taken = {path.resolve() for path, _ in located}
+    folders = [Path(s) for s in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+    tables = [
+        str(path)
+        for folder in folders
+        if folder.is_dir()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name.lower().removesuffix(".gz").endswith(_TABLES) and path.resolve() not in taken
+        if not path.name.endswith(".rejected.jsonl")
+    ]
+    if not tables:
+        return []
+    shown = ", ".join(tables[:5]) + (", …" if len(tables) > 5 else "")
+    return [
+        f"{len(tables):,} tables beside the runs of tools were not read: {shown}; name them as sources to read them"
+    ]
+
+
 def _runs_in(folder: Path, format: str) -> list[tuple[Path, Importer]]:
     """Return the runs of tools that a folder holds; if it holds any, its other files are none."""
     asked = [resolve("formats", name) for name in names("formats")] if format == "auto" else [_named(format)]
@@ -222,9 +264,8 @@ def _check_options(located: list[tuple[Path, Importer]], options: Mapping[str, s
         if value is None:
             continue
         followed = [i for _, i in located if option in getattr(i, "options", ())]
-        if len(followed) < len(located):
-            other = next(i for _, i in located if option not in getattr(i, "options", ()))
-            raise ConfigError(f"--{option} {value}: the format {other.name} has no {option}s; leave it out")
+        if not followed:
+            raise ConfigError(f"--{option} {value}: the format {located[0][1].name} has no {option}s; leave it out")
 
 
 def _named(format: str) -> Importer:

@@ -78,10 +78,11 @@ def _read_hh(row: int, value: dict[str, Any]) -> Rows:
         yield Refusal(row, "one transcript has no reply after the context that both share", value)
         return
     replies = ["\n\n".join([rest[0].removeprefix("Assistant:").strip(), *rest[1:]]) for rest in rests]
-    empty = [name for name, reply in zip(("chosen", "rejected"), replies, strict=True) if not reply]
-    if empty:
-        yield Refusal(row, f"the last turn of `{empty[0]}` is empty", value)
-        return
+    for name, rest in zip(("chosen", "rejected"), rests, strict=True):
+        speaker, _, text = rest[-1].partition(":")
+        if speaker != "Assistant" or not text.strip():
+            yield Refusal(row, f"the last turn of `{name}` is empty, or not the assistant's", value)
+            return
     if shared == 1:
         query, metadata = context[0].removeprefix("Human:").strip(), None
     else:
@@ -112,7 +113,9 @@ def _read_trl(row: int, value: dict[str, Any]) -> Rows:
         shared = 0
         while shared < min(len(chosen), len(rejected)) and _same(chosen[shared], rejected[shared]):
             shared += 1
-        messages = prompt if _is_chat(prompt) and not shared else chosen[:shared]
+        messages = chosen[:shared]
+        if _is_chat(prompt):
+            messages = _joined(prompt, messages)
         query = _conversation(messages) if messages else prompt if isinstance(prompt, str) else ""
         chosen, rejected = (_conversation(c[shared:], reply=True) for c in (chosen, rejected))
     elif isinstance(chosen, str) and isinstance(rejected, str):
@@ -141,6 +144,14 @@ def _read_trl(row: int, value: dict[str, Any]) -> Rows:
         source=value.get("source"),
         metadata=tidy({"messages": messages}) if len(messages) > 1 else value.get("metadata"),
     )
+
+
+def _joined(prompt: list[dict[str, Any]], messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a prompt and the turns after it, which may repeat its end, or all of it."""
+    for k in range(min(len(prompt), len(messages)), 0, -1):
+        if all(_same(a, b) for a, b in zip(prompt[-k:], messages[:k], strict=True)):
+            return [*prompt, *messages[k:]]
+    return [*prompt, *messages]
 
 
 def _implicit(chosen: str, rejected: str) -> tuple[str, str, str]:

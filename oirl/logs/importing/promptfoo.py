@@ -13,9 +13,17 @@ from typing import Any
 
 from oirl.errors import DataError
 from oirl.logs.importing.base import Chunk, PromptNote, Refusal, Request
-from oirl.logs.importing.lines import MAX_LINE_BYTES, read_blocks, read_json_lines, read_whole
+from oirl.logs.importing.lines import (
+    MAX_LINE_BYTES,
+    files_like,
+    read_blocks,
+    read_json_lines,
+    read_whole,
+    too_many_values,
+)
 from oirl.logs.importing.runs import Run, as_dict, as_list, choose, head_of, load_json, number, run_chunks, tidy, whole
-from oirl.logs.importing.templates import names_in, shown, varying
+from oirl.logs.importing.templates import names_in, shown, value_of, varying
+from oirl.logs.rendering import PROMPTFOO_TEXT
 
 _ANSWERS = ("answer", "expected", "gold", "target", "ideal", "reference", "solution", "label", "__expected")
 _RAW = re.compile(r"\{% raw %\}(.*)\{% endraw %\}", re.DOTALL)
@@ -36,6 +44,10 @@ class PromptfooResults:
     description: str = "promptfoo results (-o out.json, out.jsonl or out.csv)"
     record: str = "interactions"
     options: frozenset[str] = frozenset({"scorer"})
+
+    def find(self, folder: Path) -> list[Path]:
+        """Return the results in a folder."""
+        return files_like(folder, (".json", ".jsonl", ".csv"), self.sniff)
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Accept by the keys of results, or by the header of the table."""
@@ -76,12 +88,13 @@ class _Reader:
     ) -> None:
         self._heads = heads
         self._labels: dict[str, str | None] = {}
+        self._unasserted = 0
         self._run_id = about.get("evalId")
         self._created = about.get("timestamp")
         named = {name: None for r in first for name in as_dict(r.get("namedScores"))}
         self._scorer = choose(path, request.scorer, {"success": None, **named}, "score")
         rows = [_vars(r) for r in first]
-        used = list(dict.fromkeys(n for h in heads for n in names_in(_raw(h))))
+        used = list(dict.fromkeys(re.split(r"\W", n)[0] for h in heads for n in names_in(_raw(h))))
         known = list(dict.fromkeys(n for row in rows for n in row))
         used = [n for n in used if n in known] or shown([(_raw(r.get("prompt")), _vars(r)) for r in first])
         used = [n for n in used or known if n not in _ANSWERS or n == "label"] or known
@@ -132,7 +145,9 @@ class _Reader:
             ),
         }
         verdict: bool | float | None = None
-        if not failed and self._scorer == "success":
+        if not failed and self._scorer == "success" and not _asserted(result):
+            self._unasserted += 1  # promptfoo calls a test that checks nothing a success
+        elif not failed and self._scorer == "success":
             verdict = result["success"] if isinstance(result["success"], bool) else number(result["success"])
             columns["score"] = number(result.get("score"))
         elif not failed:
@@ -142,8 +157,13 @@ class _Reader:
         prompt = result.get("prompt")
         rendered = _raw(prompt) if isinstance(prompt, (dict, str)) and not result.get("label_only") else None
         shape = (given if given is not None else rendered or "").lstrip()
-        if shape[:1] in ("[", "{") and not shape.startswith("{{"):  # values stand in JSON
+        if shape[:1] in ("[", "{") and not shape.startswith(("{{", "{%", "{#")):
+            # A chat is parsed and written anew with its values in it, so only its rendered texts can be aligned.
             values = {n: json.dumps(v, ensure_ascii=False)[1:-1] for n, v in values.items()}
+            given = given if rendered is None else None
+        elif given is not None:
+            raw = values | {n: v for n, v in as_dict(result.get("vars")).items() if isinstance(v, (dict, list))}
+            values = {n: text for n in names_in(given) if (text := value_of(n, raw)) is not None}
         if rendered is None:  # of a table; a label may be the template, else it is but its name
             columns["prompt"] = given or ""
             columns["prompt_id"] = None if given else key or None
@@ -153,6 +173,11 @@ class _Reader:
     def tell(self, path: Path, request: Request) -> None:
         """Say where the prompts of a table come from."""
         request.prompts.extend(PromptNote(given, "format") for given in self._labels.values() if given)
+        if self._unasserted:
+            request.warnings.append(
+                f"{path.name}: {self._unasserted:,} results are of tests without assertions, which have no verdict; "
+                "--grade can give one"
+            )
         named = [label for label, given in self._labels.items() if not given]
         if named:
             request.warnings.append(
@@ -183,7 +208,7 @@ def _open(path: Path) -> tuple[Iterator[tuple[int, Any]], list[dict[str, Any]], 
     first = next(iter(read_blocks(path)), None)
     line = first.data.split(b"\n", 1)[0] if first else b""
     try:
-        row = json.loads(line)
+        row = None if too_many_values(line) else json.loads(line)
     except (ValueError, RecursionError):
         row = None
     if isinstance(row, dict) and "results" not in row:
@@ -280,10 +305,8 @@ def _from_cells(values: dict[str, str], names: list[str], cells: list[str], prov
 
 
 def _raw(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    raw = as_dict(prompt).get("raw")
-    return "" if raw is None else _text(raw)
+    raw = prompt if isinstance(prompt, str) else as_dict(prompt).get("raw")
+    return "" if raw is None else _text(raw).removeprefix(PROMPTFOO_TEXT)
 
 
 def _vars(result: dict[str, Any]) -> dict[str, str]:
@@ -302,6 +325,15 @@ def _text(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except RecursionError:
         return "nested too deeply"
+
+
+def _asserted(result: dict[str, Any]) -> bool:
+    """Say whether anything was checked; tables do not tell, and are believed."""
+    test = result.get("testCase")
+    if not isinstance(test, dict) or ("assert" not in test and "vars" not in test):
+        return True
+    checked = as_list(test.get("assert")) or as_list(as_dict(result.get("gradingResult")).get("componentResults"))
+    return bool(checked) or result.get("success") is False
 
 
 def _expected(result: dict[str, Any]) -> str | None:

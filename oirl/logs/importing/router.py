@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,13 @@ from oirl.records import SCHEMAS
 
 _QUERIES = ("query", "question", "prompt", "instruction", "input", "text")
 _RESPONSE, _COST = "|model_response", "|total_cost"
+_CORRECT, _REPLY = "_correct", "_response"
 _WORDS = {"true": True, "false": False}
+_MAJORITY = 0.8
+_ABOUT = re.compile(
+    r"(is|has)_.*|label|target|gold|answer|difficulty|level|length|.*_(?:id|len|length|count|tokens)", re.I
+)
+"""Columns that say something of the query, though they hold numbers as verdicts do."""
 _IDS = ("query_id", "sample_id", "id", "index", "idx", "unnamed: 0", "")
 
 
@@ -53,6 +60,7 @@ class RouterTable:
                 f"{path}: a column of queries (--map query=FIELD) and two columns of verdicts (true, false, or a "
                 f"number from 0 to 1), one per model, are needed; columns there: {', '.join(names)}"
             )
+        request.warnings.append(f"{path.name}: the columns taken as models are {', '.join(models)}")
 
         def runs() -> Iterator[Run | Refusal]:
             for part in (head, rows):
@@ -72,26 +80,28 @@ def _row(row: int, value: dict[str, Any], query: str, models: Sequence[str]) -> 
     for model in models:
         cell = value.get(model)
         verdict = _verdict(cell)
-        if verdict is None and cell not in (None, ""):
-            yield Refusal(
-                row, f"the verdict of {model!r} is {str(cell)[:60]!r}: true, false or a number is needed", value
-            )
+        if cell not in (None, "") and (verdict is None or not 0 <= verdict <= 1):
+            reason = f"the verdict of {model!r} is {str(cell)[:60]!r}: true, false or a number from 0 to 1 is needed"
+            yield Refusal(row, reason, value)
             continue
         if verdict is None:
             continue
+        bare = model.removesuffix(_CORRECT)
+        name = model if bare in value else bare
         values = {
             "query": text,
             "query_id": sample,
             # The model is what is chosen per query, so it takes the place of the prompt.
-            "prompt_id": model,
-            "prompt": model,
-            "model": model,
-            "response": value.get(model + _RESPONSE),
+            "prompt_id": name,
+            "prompt": name,
+            "model": name,
+            "response": value.get(model + _RESPONSE, value.get(name + _REPLY)),
             "cost": value.get(model + _COST),
             "dataset": value.get("eval_name"),
         }
         dataset = value.get("eval_name")
-        yield Run(row, values, verdict, value, scale=dataset if isinstance(dataset, str) else "")
+        # One data set, or one column, may be graded where others have verdicts.
+        yield Run(row, values, verdict, value, scale=dataset if isinstance(dataset, str) else name)
 
 
 def _unlisted(text: str) -> str:
@@ -125,14 +135,14 @@ def _log_columns(names: Sequence[str]) -> bool:
 
 
 def _models(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the columns that hold verdicts only."""
+    """Return the columns that hold verdicts: most cells of theirs are; the others are refused one by one."""
     found = []
     reserved = {*SCHEMAS["interactions"].names, *_QUERIES}
     for name in dict.fromkeys(n for row in rows for n in row):
         cells = [row[name] for row in rows if row.get(name) not in (None, "")]
-        usual = name not in reserved and name.lower() not in _IDS and not name.endswith((_RESPONSE, _COST))
-        verdicts = [_verdict(cell) for cell in cells]
-        if usual and cells and all(v is not None and 0 <= v <= 1 for v in verdicts):
+        usual = name not in reserved and name.lower() not in _IDS and not name.endswith((_RESPONSE, _COST, _REPLY))
+        good = sum((v := _verdict(cell)) is not None and 0 <= v <= 1 for cell in cells)
+        if usual and not _ABOUT.fullmatch(name) and cells and good >= _MAJORITY * len(cells):
             found.append(name)
     return found
 

@@ -35,6 +35,7 @@ class RowBuilder:
     def __init__(self, record: str, constants: Mapping[str, str], grader: Grader | None = None) -> None:
         self.record = record
         self.schema = SCHEMAS[record]
+        self.n_rows = 0
         self.n_verdicts = 0
         self._constants = {name: self._constant(name, value) for name, value in constants.items()}
         self._grader = grader
@@ -74,6 +75,7 @@ class RowBuilder:
             columns = _filter(columns, _keep_mask(len(rows), duplicates))
         if self._grader:
             columns["correct"] = self._grader.grade(columns["response"], columns["answer"], columns["correct"])
+        self.n_rows += len(columns[self.schema.names[0]])
         if "correct" in columns:
             self.n_verdicts += len(columns["correct"]) - columns["correct"].null_count
         batch = pa.RecordBatch.from_arrays([columns[f.name] for f in self.schema], schema=self.schema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,8 @@ import numpy as np
 
 from oirl.errors import ConfigError, DataError, nearest
 from oirl.logs.importing.base import Chunk, PromptNote, Refusal, Request
-from oirl.logs.importing.templates import EXAMPLES, Template, recover, shared_affixes
+from oirl.logs.importing.templates import EXAMPLES, Template, recover
+from oirl.logs.rendering import TEMPLATE_FIELDS
 
 BATCH = 4096
 HEAD = 500
@@ -145,6 +146,7 @@ class Prompts:
     def __init__(self) -> None:
         self._templates: dict[str, Template | None] = {}
         self._notes: dict[str, PromptNote] = {}
+        self._unnamed = False
 
     def learn(self, runs: Iterable[Run]) -> None:
         """Recover the templates that are new among `runs`."""
@@ -169,14 +171,29 @@ class Prompts:
         if note is None:
             run.values["prompt"] = run.given or ""
             if not run.given:
+                self._unnamed = True
                 # Never the rendered text: it would make a prompt of its own of every query.
                 run.values.setdefault("prompt_id", f"unknown:{path.name}{':' if run.key else ''}{run.key}")
             return
         run.values["prompt"] = note.prompt
         if run.rendered is not None:
             template = self._templates[run.key]
-            note.rows += 1
-            note.fits += template is not None and template.fits(run.rendered, run.slots)
+            if template is not None and template.comparable:
+                fits = template.fits(run.rendered, run.slots)
+                note.rows += 1
+                note.fits += fits
+                self._keep_fields(run, template.parts[1::2], fits)
+
+    def _keep_fields(self, run: Run, names: Sequence[str], fits: bool) -> None:
+        """Keep what was filled into a template where the query alone does not tell it, for who renders it again.
+
+        Where the rendered text is not the template, filled, nothing is kept: it cannot be rendered again.
+        """
+        fields = {name: run.slots.get(name, "") for name in names}
+        plain = len(fields) == 1 and all(name.isidentifier() for name in fields)
+        if not plain or any(text.strip() != run.values.get("query") for text in fields.values()):
+            kept = fields if fits else {}
+            run.values["metadata"] = {**as_dict(run.values.get("metadata")), TEMPLATE_FIELDS: kept}
 
     def notes(self) -> list[PromptNote]:
         """Return what was found."""
@@ -185,14 +202,16 @@ class Prompts:
     def warnings(self) -> list[str]:
         """Say which prompts are unsure."""
         found = []
+        if self._unnamed:
+            found.append(
+                "no template was found behind the rendered prompts, so the prompt has a name but no text; give it one "
+                "with --set prompt=TEXT"
+            )
         for key, template in self._templates.items():
             note = self._notes.get(key)
             if note is None:
-                found.append(
-                    "no template was found behind the rendered prompts, so the prompt has a name but no text; give "
-                    "it one with --set prompt=TEXT"
-                )
-            elif template is None:
+                continue
+            if template is None or not template.comparable:
                 found.append(f"the prompt {_short(note.prompt)} could not be compared with the rendered texts")
             elif note.fits < note.rows:
                 found.append(
@@ -331,15 +350,6 @@ def text_of(content: Any) -> str:
         parts = [p if isinstance(p, str) else p.get("text") for p in content if isinstance(p, (str, dict))]
         return "\n".join(p for p in parts if isinstance(p, str))
     return ""
-
-
-def system_template(texts: Iterable[str]) -> str:
-    """Return what system messages share: their text, or its beginning and end around what differs."""
-    distinct = list(dict.fromkeys(texts))
-    if len(distinct) < 2:
-        return distinct[0] if distinct else ""
-    start, end = shared_affixes(distinct)
-    return f"{start}{{…}}{end}"
 
 
 def tidy(value: Any, depth: int = 0) -> Any:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ import pyarrow.json as pjson
 
 from oirl.errors import DataError, nearest
 from oirl.logs.importing.base import Chunk, Refusal, Request, Values
-from oirl.logs.importing.lines import Block, CheckedText, parse_json_lines, read_blocks, read_head, read_whole
+from oirl.logs.importing.coerce import column_at, column_paths
+from oirl.logs.importing.lines import (
+    Block,
+    CheckedText,
+    parse_json_lines,
+    read_blocks,
+    read_head,
+    read_whole,
+    too_many_values,
+)
 from oirl.logs.importing.runs import dig
 from oirl.logs.store import BATCH_ROWS, first_line, open_parquet
 from oirl.records import SCHEMAS
@@ -147,7 +156,7 @@ class Delimited:
                         column_types=dict.fromkeys(wanted, pa.string()),
                         strings_can_be_null=True,
                         null_values=[""],
-                        quoted_strings_can_be_null=True,
+                        quoted_strings_can_be_null=False,
                     ),
                 )
                 last: Chunk | None = None
@@ -173,7 +182,9 @@ class Delimited:
             given = [Refusal(r.row - 1, r.reason, r.raw) for r in refused if r.row - 1 <= row]
             refused[:] = [r for r in refused if r.row - 1 > row]
             columns = {c: batch.column(s) for c, s in fields.items() if s in batch.schema.names}
-            if "prompt" in columns:  # CSV cannot tell an empty text from none, and an empty prompt is a prompt
+            # "" in quotes is an empty reply; elsewhere it is nothing, as tools quote empty cells too.
+            columns = {c: v if c == "response" else _without_empty(v) for c, v in columns.items()}
+            if "prompt" in columns:  # an empty prompt is a prompt
                 columns["prompt"] = pc.fill_null(columns["prompt"], "")
             yield Chunk(columns, rows, given)
         if refused:
@@ -206,9 +217,10 @@ class ParquetTable:
         """Yield the rows in batches."""
         fields = request.fields
         with open_parquet(path) as file:
+            check_fields(path, fields, column_paths(file.schema_arrow, fields), needed(fields))
             names = file.schema_arrow.names
-            check_fields(path, fields, names, needed(fields))
-            wanted = [s for s in dict.fromkeys(fields.values()) if s in names]
+            tops = [s if s in names else s.split(".")[0] for s in fields.values()]
+            wanted = [name for name in dict.fromkeys(tops) if name in names]
             try:
                 yield from _batch_chunks(file.iter_batches(BATCH_ROWS, columns=wanted), fields)
             except (pa.ArrowException, OSError) as e:
@@ -242,10 +254,24 @@ class ArrowTable:
                     source.seek(0)
                     stream = ipc.open_stream(source)
                     batches, schema = iter(stream), stream.schema
-                check_fields(path, fields, schema.names, needed(fields))
-                yield from _batch_chunks(batches, fields)
+                check_fields(path, fields, column_paths(schema, fields), needed(fields))
+                told = "split" in schema.names or "split" in request.mapped or "split" not in fields
+                split = None if told else _saved_split(path)
+                for chunk in _batch_chunks(batches, fields):
+                    if split:
+                        chunk = replace(chunk, columns={**chunk.columns, "split": [split] * len(chunk.rows)})
+                    yield chunk
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise DataError(f"{path} is not a readable Arrow file: {first_line(e)}") from e
+
+
+def _saved_split(path: Path) -> str | None:
+    """Return the split that a file of a saved set of splits belongs to."""
+    return path.parent.name if (path.parent.parent / "dataset_dict.json").is_file() else None
+
+
+def _without_empty(values: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
 
 
 def _batch_chunks(batches: Iterable[pa.RecordBatch], fields: Mapping[str, str]) -> Iterator[Chunk]:
@@ -253,7 +279,8 @@ def _batch_chunks(batches: Iterable[pa.RecordBatch], fields: Mapping[str, str]) 
     for whole in batches:
         for start in range(0, whole.num_rows, BATCH_ROWS):
             batch = whole.slice(start, BATCH_ROWS)
-            columns = {c: batch.column(s) for c, s in fields.items() if s in batch.schema.names}
+            found = {c: column_at(batch, s) for c, s in fields.items()}
+            columns = {c: v for c, v in found.items() if v is not None}
             rows = np.arange(row, row + batch.num_rows)
             row += batch.num_rows
             yield _checked(columns, rows)
@@ -294,6 +321,8 @@ def _fields_of(head: list[dict[str, Any]], fields: Mapping[str, str]) -> list[st
 
 
 def _try_object(line: bytes) -> dict[str, Any] | None:
+    if too_many_values(line):
+        return None
     try:
         value = json.loads(line.decode())  # of bytes, json would guess UTF-16
     except (ValueError, RecursionError):

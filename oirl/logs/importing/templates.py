@@ -9,13 +9,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 EXAMPLES = "{examples}"
 _MAJORITY = 0.8
-_PLACEHOLDER = re.compile(r"\{\{-?\s*(\w+)\s*-?\}\}")
+_PATH = r"""\w+(?:\.\w+(?:\(\))?|\[(?:\d+|"\w+"|'\w+')\])*(?:\s*\|\s*\w+)*"""
+_PLACEHOLDER = re.compile(r"\{\{-?\s*(" + _PATH + r")\s*-?\}\}")
+_STEP = re.compile(r"""\.(\w+)\(\)|\.(\w+)|\[(\d+)\]|\[["'](\w+)["']\]|\s*\|\s*(\w+)""")
+_METHODS: dict[str, Callable[[str], str]] = {
+    "strip": str.strip,
+    "trim": str.strip,
+    "lstrip": str.lstrip,
+    "rstrip": str.rstrip,
+    "lower": str.lower,
+    "upper": str.upper,
+    "title": str.title,
+    "capitalize": str.capitalize,
+    "string": str,
+    "safe": str,
+}
+"""Methods and filters of a template language that are followed; no other code of a template is run."""
 
 S = TypeVar("S", str, "list[str]")
 Parts = tuple[str, ...]
@@ -32,6 +47,8 @@ class Template:
         start: What all leads begin with.
         end: What all leads end with.
         parts: Literals and names in turn.
+        comparable: False for a template with statements or expressions that are not followed here, so that nobody can
+            say which rendered prompts it fits.
     """
 
     text: str
@@ -39,11 +56,12 @@ class Template:
     start: str
     end: str
     parts: Parts
+    comparable: bool = True
 
     def fits(self, rendered: str, values: Mapping[str, str]) -> bool:
         """Say whether `rendered` is this template filled with `values`."""
         filled = _fill(self.parts, values)
-        if filled is None:
+        if filled is None or not self.comparable:
             return False
         if self.lead is not None:
             return rendered == self.lead + filled
@@ -65,24 +83,23 @@ def recover(
     """
     split: list[tuple[str, Parts, str]] = []
     for rendered, values in rows:
-        found = _split_given(rendered, values, given) if given is not None else None
-        found = found or _split(rendered, values)
+        found = _split(rendered, values) if given is None else _split_given(rendered, values, given)
         if found:
             split.append(found)
     if not split:
-        return None
+        return None if given is None else _kept(given, [rendered for rendered, _ in rows])
+    most = (len(rows) if given is None else len(split)) // 2
     cores = Counter((core, tail) for _, core, tail in split)
     (core, tail), count = cores.most_common(1)[0]
-    if count <= len(rows) // 2:
+    if count <= most:
         tails = [t for _, c, t in split if c == core]
-        if len(tails) <= len(rows) // 2:
+        if len(tails) <= most:
             return None
         tail = shared_start(tails)
     leads = [lead for lead, c, t in split if c == core and t.startswith(tail)]
     parts = (*core[:-1], core[-1] + tail)
     (lead, count), *_ = Counter(leads).most_common(1)
-    kept = given is not None and core == tuple(_PLACEHOLDER.split(given))
-    shown = f"{given}{tail}" if kept else "".join(_marker(p) if i % 2 else p for i, p in enumerate(parts))
+    shown = f"{given}{tail}" if given is not None else "".join(_marker(p) if i % 2 else p for i, p in enumerate(parts))
     if count >= max(_MAJORITY * len(leads), 1):
         return Template(lead + shown, lead, "", "", parts)
     start = _to_last_line(shared_start(leads))
@@ -90,6 +107,41 @@ def recover(
     label = (end + parts[0]).rpartition("\n")[2]  # examples begin as the query does
     start = start.removesuffix(label) if label else start
     return Template(start + examples + end + shown, None, start, end, parts)
+
+
+def _kept(given: str, rendered: Sequence[str]) -> Template:
+    """Return the template that a tool keeps, though it cannot be compared, after the lines that stand before it."""
+    start = shared_start(list(dict.fromkeys(rendered)))
+    label = re.split(r"\{[{%#]", given, maxsplit=1)[0]
+    if label.strip() and label in start:
+        lead = start[: start.rfind(label)]
+    else:
+        lead = start[: start.rfind("\n") + 1] if len(set(rendered)) > 1 else ""
+    return Template(lead + given, lead, "", "", ("",), comparable=False)
+
+
+def value_of(expression: str, values: Mapping[str, Any]) -> str | None:
+    """Return what a placeholder stands for, such as `choices[0]` or `question.strip()`, as text.
+
+    Returns:
+        None if there is no such value, or the expression has a step that is not followed here.
+    """
+    name = re.match(r"\w+", expression)
+    value = values.get(name[0]) if name else None
+    for method, attribute, place, key, filter_ in _STEP.findall(expression, name.end() if name else 0):
+        if method or filter_:
+            function = _METHODS.get(method or filter_)
+            value = function(value) if function and isinstance(value, str) else None
+        elif place:
+            value = value[int(place)] if isinstance(value, list) and int(place) < len(value) else None
+        else:
+            value = value.get(attribute or key) if isinstance(value, Mapping) else None
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return str(value)  # as the template languages show numbers and lists
+    except RecursionError:
+        return None
 
 
 def shared_start(texts: Sequence[S]) -> S:
@@ -113,8 +165,17 @@ def shared_affixes(texts: Iterable[str]) -> tuple[str, str]:
     return start, end[at:] if at >= 0 else ""
 
 
+def system_template(texts: Iterable[str]) -> str:
+    """Return what system messages share: their text, or its beginning and end around what differs."""
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < 2:
+        return distinct[0] if distinct else ""
+    start, end = shared_affixes(distinct)
+    return f"{start}{{…}}{end}"
+
+
 def names_in(template: str) -> list[str]:
-    """Return the names of a template's placeholders `{{name}}`, in order and once each."""
+    """Return the expressions of a template's placeholders, such as `name` or `name[0]`, in order and once each."""
     return list(dict.fromkeys(_PLACEHOLDER.findall(template)))
 
 
@@ -124,7 +185,7 @@ def filled(template: str, values: Mapping[str, str]) -> str:
 
 
 def is_plain(template: str) -> bool:
-    """Say whether a template holds nothing but text and placeholders `{{name}}`."""
+    """Say whether a template holds nothing but text and placeholders that are followed here."""
     rest = _PLACEHOLDER.sub("", template)
     return not any(mark in rest for mark in ("{{", "{%", "{#"))
 

@@ -22,7 +22,7 @@ def test_grades_by_name_of_the_example(tmp_path: Path) -> None:
     report, rows = read(GEPA / "dict.json", tmp_path)
     better = 'Count, then say "done".\nUse {words}.'
     assert column(rows, "query_id", "query", "prompt", "correct", "score", "run_id") == [
-        (f"example-{k}", f"validation example {k}", prompt, None, score, "dict")
+        (f"gepa/dict-example-{k}", f"validation example {k} of gepa/dict", prompt, None, score, "gepa/dict")
         for prompt, scores in (("Count.", (1.0, 0.0, 0.5)), (better, (1.0, 0.25, 1.0)))
         for k, score in enumerate(scores)
     ]
@@ -40,10 +40,10 @@ def test_verdicts_in_lists_and_components_of_a_program(tmp_path: Path) -> None:
     report, rows = read(GEPA / "list.json", tmp_path)
     one, two = "[plan]\nPlan.\n\n[solve]\nSolve.", "[plan]\nPlan well.\n\n[solve]\nSolve."
     assert column(rows, "query_id", "prompt", "correct", "score") == [
-        ("example-0", one, True, None),
-        ("example-1", one, False, None),
-        ("example-0", two, True, None),
-        ("example-1", two, True, None),
+        ("gepa/list-example-0", one, True, None),
+        ("gepa/list-example-1", one, False, None),
+        ("gepa/list-example-0", two, True, None),
+        ("gepa/list-example-1", two, True, None),
     ]
     assert report.warnings == [f"list.json: {NO_TEXTS}"]
     assert [f["format"] for f in report.files] == ["gepa"]
@@ -59,11 +59,12 @@ def test_candidates_as_texts_and_those_without_any(tmp_path: Path) -> None:
     scores = [[True, False], [1.0, "x"], {"a": 1, "b": None}]
     path = save(tmp_path, {"candidates": ["Say.", {"n": 3}, {"p": "Go."}], "val_subscores": scores})
     report, rows = read(path, tmp_path)
+    name = f"{tmp_path.name}/candidates"
     assert column(rows, "query_id", "prompt", "correct") == [
-        ("example-0", "Say.", True),
-        ("example-1", "Say.", False),
-        ("example-a", "Go.", True),
-        ("example-b", "Go.", None),
+        (f"{name}-example-0", "Say.", True),
+        (f"{name}-example-1", "Say.", False),
+        (f"{name}-example-a", "Go.", True),
+        (f"{name}-example-b", "Go.", None),
     ]
     assert refused(tmp_path) == [(3, "candidate 1 has no text, or no scores")]
     assert report.rows_read == 5
@@ -80,3 +81,15 @@ def test_candidates_as_texts_and_those_without_any(tmp_path: Path) -> None:
 def test_results_without_scores_are_refused(tmp_path: Path, result: Any, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         read(save(tmp_path, result), tmp_path)
+
+
+def test_examples_of_two_optimisations_are_queries_of_their_own(tmp_path: Path) -> None:
+    for name, prompt in (("one", "Say."), ("two", "Go.")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        save(tmp_path / "runs" / name, {"candidates": [prompt], "val_subscores": [[1.0]]})
+    report, rows = read(tmp_path / "runs", tmp_path)
+    assert column(rows, "query_id", "query", "run_id", "prompt") == [
+        (f"{name}/candidates-example-0", f"validation example 0 of {name}/candidates", f"{name}/candidates", prompt)
+        for name, prompt in (("one", "Say."), ("two", "Go."))
+    ]
+    assert (report.n_queries, report.rows_refused) == (2, 0)

@@ -21,11 +21,12 @@ from conftest import ROOT, run_oirl
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mutations import check, damage, mutate
+from reading import read, refused
 from samples import SAMPLES, Member, Sample, arrow, deep, eval_archive, zip_bytes
 
 import oirl
 from oirl.errors import DataError
-from oirl.logs.importing.pipeline import detect
+from oirl.logs.importing.pipeline import ImportReport, detect
 from oirl.registry import names
 
 ALL = list(SAMPLES.values())
@@ -458,7 +459,8 @@ def test_a_bomb_does_not_fill_the_memory(tmp_path: Path, method: int, claimed: i
 
 def test_many_large_members_do_not_fill_the_memory(tmp_path: Path) -> None:
     value = json.loads(OTHER)
-    value["store"] = "x" * (16 << 20)
+    # Less than 200 times its size, or a member would be refused unread.
+    value["store"] = "x" * (16 << 20) + Random(0).randbytes(100_000).hex()
     packed = pa.compress(json.dumps(value).encode(), codec="zstd", asbytes=True)
     size = len(json.dumps(value))
     crc = zlib.crc32(json.dumps(value).encode())
@@ -466,8 +468,9 @@ def test_many_large_members_do_not_fill_the_memory(tmp_path: Path) -> None:
         Member(f"samples/{i}_epoch_1.json", b"", method=93, packed=packed, size=size, crc=crc) for i in range(24)
     ]
     source = SAMPLES["inspect-eval"].build(tmp_path, archive(*members))
-    assert source.stat().st_size < 1 << 20
-    used, _ = peak(source, tmp_path / "log.parquet")
+    assert source.stat().st_size < 4 << 20
+    used, said = peak(source, tmp_path / "log.parquet")
+    assert said == "1 23"  # all are read: they are repeats of one sample
     assert used < 250
 
 
@@ -567,3 +570,78 @@ def test_archives_of_no_kind_are_not_recognised(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(eval_archive(8)(SAMPLES["inspect-eval"].pieces()))
     with pytest.raises(DataError, match="not recognised"):
         detect(tmp_path / "x.zip")
+
+
+# Files made to fill memory
+
+
+SPACES = b" " * (17 << 20)
+"""Packed, 17 MiB of these are 17 KiB: a thousandth."""
+
+
+def unpacked(folder: Path, name: str, content: bytes) -> ImportReport:
+    assert len(content) < 200_000
+    (folder / name).write_bytes(content)
+    return read(folder / name, folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "end"),
+    [
+        ("rows.json.gz", b'[{"query": "q", "prompt": "p"}', b"]"),
+        ("pairs.json.gz", b'[{"chosen": "The sky is blue.", "rejected": "The sky is red."}', b"]"),
+        ("candidates.json.gz", b'{"candidates": ["a"], "val_subscores": [[1]]', b"}"),
+        ("out.json.gz", b'{"evalId": "e", "results": {"results": []}', b"}"),
+        ("log.json.gz", b'{"version": 2, "status": "success", "eval": {"eval_id": "e"}, "samples": []', b"}"),
+    ],
+)
+def test_a_packed_document_that_unpacks_to_more_than_200_times_its_size_is_an_error(
+    tmp_path: Path, name: str, start: bytes, end: bytes
+) -> None:
+    content = gzip.compress(start + SPACES + end, 1)
+    with pytest.raises(DataError, match=f"{name} unpacks to more than 200 times its size; is it made to fill memory"):
+        unpacked(tmp_path, name, content)
+    assert not (tmp_path / "out" / "log.parquet").exists()
+
+
+def test_a_small_document_may_be_packed_as_well_as_it_can(tmp_path: Path) -> None:
+    content = gzip.compress(b'[{"query": "q", "prompt": "p"}' + b" " * (1 << 20) + b"]")
+    assert unpacked(tmp_path, "rows.json.gz", content).rows_kept == 1
+
+
+@pytest.mark.parametrize("member", ["samples/2_epoch_1.json", "header.json"])
+@pytest.mark.parametrize("method", [8, 93])
+def test_a_member_that_unpacks_to_more_than_200_times_its_size_is_refused(
+    tmp_path: Path, member: str, method: int
+) -> None:
+    members = []
+    for piece in SAMPLES["inspect-eval"].pieces()[1:]:  # without the journal, which may stand for the header
+        data = json.dumps(piece["value"]).encode() + (SPACES if piece["name"] == member else b"")
+        members.append(Member(piece["name"], data, method))
+    content = zip_bytes(members)
+    reason = "it unpacks to more than 200 times its size, as if made to fill memory"
+    if member == "header.json":
+        with pytest.raises(DataError, match=r"log\.eval is a zip archive, but not a log of Inspect AI"):
+            unpacked(tmp_path, "log.eval", content)
+    else:
+        assert unpacked(tmp_path, "log.eval", content).rows_kept == 3
+        assert [reason in why for _, why in refused(tmp_path)] == [True]
+
+
+@pytest.mark.parametrize("sample", ["lm-eval", "promptfoo-jsonl", "openai-evals", "trl", "trl-unpaired", "hh-rlhf"])
+def test_a_line_of_more_than_4_million_values_is_refused(tmp_path: Path, sample: str) -> None:
+    made = SAMPLES[sample]
+    good = made.write(made.pieces()).splitlines(keepends=True)
+    line = good[-1].rstrip()[:-1] + b', "x": [' + b"0," * 4_000_001 + b"0]}\n"
+    content = gzip.compress(b"".join([*good, line]), 1)
+    report = unpacked(tmp_path, made.file + ".gz", content)
+    assert refused(tmp_path) == [(len(good) + 1, "a line of more than 4,000,000 values")]
+    assert report.rows_kept == made.kept
+
+
+def test_a_first_line_of_more_than_4_million_values_is_refused(tmp_path: Path) -> None:
+    made = SAMPLES["lm-eval"]
+    first, *others = made.write(made.pieces()).splitlines(keepends=True)
+    line = first.rstrip()[:-1] + b', "x": [' + b"[]," * 2_000_001 + b"0]}\n"
+    unpacked(tmp_path, made.file + ".gz", gzip.compress(b"".join([line, *others]), 1))
+    assert refused(tmp_path) == [(1, "a line of more than 4,000,000 values")]

@@ -161,6 +161,44 @@ def test_requests_that_are_none_are_refused(tmp_path: Path) -> None:
         read(run, tmp_path)
 
 
+def helm_run(folder: Path, asked: list[str], lead: str | None) -> None:
+    """Write a run of chats; with no `lead` nothing of what was asked is kept."""
+    folder.mkdir(parents=True)
+    states = []
+    for i, text in enumerate(asked):
+        messages = [{"role": "system", "content": lead}, {"role": "user", "content": f"Q: {text}"}]
+        states.append(
+            {
+                "instance": {"id": f"id{i}", "input": {"text": text}, "references": []},
+                "request": {"model": "m", "prompt": "", "messages": messages if lead else None},
+                "result": {"success": True, "completions": [{"text": str(i)}]},
+            }
+        )
+    (folder / "scenario_state.json").write_text(json.dumps({"adapter_spec": {}, "request_states": states}))
+
+
+def test_the_template_of_a_chat_is_that_of_its_messages(tmp_path: Path) -> None:
+    for name, lead in (("a", "Count."), ("b", "Think.")):
+        helm_run(tmp_path / "runs" / name, [BEANS, NUTS], lead)
+    report, rows = read(tmp_path / "runs", tmp_path)
+    prompts = ["Count.\n\nQ: {query}", "Think.\n\nQ: {query}"]
+    assert column(rows, "query", "prompt") == [(query, prompt) for prompt in prompts for query in (BEANS, NUTS)]
+    assert [(p["prompt"], p["source"], p["rows"], p["fits"]) for p in report.prompts] == [
+        (prompt, "recovered", 2, 2) for prompt in prompts
+    ]
+
+
+def test_runs_without_any_prompt_are_told_by_their_names(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        helm_run(tmp_path / "runs" / name, [BEANS, NUTS], None)
+    report, rows = read(tmp_path / "runs", tmp_path)
+    names = [f"unknown:scenario_state.json:{name}" for name in ("a", "b") for _ in range(2)]
+    assert column(rows, "prompt_id", "prompt") == [(name, "") for name in names]
+    assert (report.n_prompts, report.rows_refused) == (2, 0)
+    told = [text for text in report.warnings if "give it one with --set prompt=TEXT" in text]
+    assert len(told) == 2
+
+
 @pytest.mark.real_data
 def test_a_real_run(tmp_path: Path, real_data: Path) -> None:
     report, rows = read(real_data / "log_formats" / "helm" / "direct", tmp_path)

@@ -6,12 +6,16 @@ import importlib.util
 import json
 import shutil
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
+import pyarrow as pa
+import pyarrow.ipc as ipc
 import pytest
 from reading import FIXTURES, column, read
 
-from oirl.errors import DataError, MissingPackageError, NotFoundError
+from oirl.errors import ConfigError, DataError, MissingPackageError, NotFoundError
 
 SAVED = FIXTURES / "datasets"
 TRAIN = [
@@ -94,3 +98,45 @@ def test_a_folder_through_the_hub_package(tmp_path: Path, monkeypatch: pytest.Mo
     )
     with pytest.raises(NotFoundError, match="cannot be loaded"):
         read(f"hf://{folder}:nosuch", tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train[:2]", "train[1%:]", "train+test"])
+def test_a_part_of_a_split_is_refused_as_all_of_it_would_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    package = ModuleType("datasets")  # without load_dataset: nothing may be asked for
+    package.__spec__ = ModuleSpec("datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    with pytest.raises(ConfigError, match="a split is named whole, such as :train; parts of one are not read"):
+        read(f"hf://gsm8k:{split}", tmp_path)
+
+
+def saved(folder: Path, schema: pa.Schema, row: dict[str, str]) -> None:
+    """Write one split as `save_to_disk` does."""
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    (folder / "dataset_info.json").write_text("{}")
+    with ipc.new_stream(folder / "data.arrow", schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist([row], schema))
+
+
+def test_rows_of_a_saved_log_have_the_split_of_their_folder(tmp_path: Path) -> None:
+    schema = pa.schema([("query", pa.string()), ("prompt", pa.string())])
+    for split in ("test", "train"):
+        saved(tmp_path / "both" / split, schema, {"query": f"{split} query", "prompt": "Say."})
+    saved(tmp_path / "one", schema, {"query": "alone", "prompt": "Say."})
+    (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    _, rows = read(tmp_path / "both", tmp_path)
+    assert column(rows, "query", "split") == [("test query", "test"), ("train query", "train")]
+    _, rows = read(tmp_path / "one", tmp_path)
+    assert column(rows, "query", "split") == [("alone", None)]
+    _, rows = read(tmp_path / "both", tmp_path, constants={"split": "dev"})
+    assert column(rows, "split") == ["dev", "dev"]
+
+
+def test_a_field_that_is_mapped_to_the_split_is_the_split(tmp_path: Path) -> None:
+    schema = pa.schema([(name, pa.string()) for name in ("query", "prompt", "part")])
+    saved(tmp_path / "both" / "test", schema, {"query": "q", "prompt": "Say.", "part": "dev"})
+    (tmp_path / "both" / "dataset_dict.json").write_text("{}")
+    _, rows = read(tmp_path / "both", tmp_path, mapping={"split": "part"})
+    assert column(rows, "split") == ["dev"]

@@ -193,15 +193,20 @@ def test_the_values_of_a_scorer_can_be_chosen(tmp_path: Path) -> None:
     assert column(rows, "correct") == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("name", "scores"), [("letters.eval", [1.0, 0.5, 0.0, 0.0]), ("numbers.eval", [1.0, 0.25, 0.0, 0.75])]
-)
-def test_grades_are_scores_without_verdict(tmp_path: Path, name: str, scores: list[float]) -> None:
-    report, rows = load(tmp_path, name)
-    assert column(rows, "score") == scores
+def test_grades_are_scores_without_verdict(tmp_path: Path) -> None:
+    report, rows = load(tmp_path, "numbers.eval")
+    assert column(rows, "score") == [1.0, 0.25, 0.0, 0.75]
     assert column(rows, "correct") == [None] * 4
-    told = f"{name}: scores are grades, not 0 and 1: they stand in the column `score`, without verdict"
+    told = "numbers.eval: scores are grades, not 0 and 1: they stand in the column `score`, without verdict"
     assert report.warnings == [told, NO_VERDICT]
+
+
+def test_partly_right_is_half_a_score_and_takes_no_verdict_from_the_others(tmp_path: Path) -> None:
+    """The letters are C, P, I and N."""
+    report, rows = load(tmp_path, "letters.eval")
+    assert column(rows, "correct") == [True, None, False, False]
+    assert column(rows, "score") == [None, 0.5, None, None]
+    assert report.warnings == []
 
 
 def test_scores_may_be_words(tmp_path: Path) -> None:
@@ -210,6 +215,20 @@ def test_scores_may_be_words(tmp_path: Path) -> None:
         sample["scores"]["scripted_score"]["value"] = value
     _, rows = load(tmp_path, save(tmp_path, log))
     assert column(rows, "correct") == [True, False, True, None]
+
+
+def test_tokens_are_those_of_all_calls_of_the_model_under_test(tmp_path: Path) -> None:
+    log = log_of("epochs.eval")
+    for sample in log["samples"]:
+        sample["output"]["usage"] = {"input_tokens": 9, "output_tokens": 1}
+        sample["model_usage"] = {
+            "mockllm/model": {"input_tokens": 30, "output_tokens": 4},
+            "grader": {"input_tokens": 500, "output_tokens": 60},
+        }
+    del log["samples"][1]["model_usage"]["mockllm/model"]
+    _, rows = load(tmp_path, save(tmp_path, log))
+    found = list(zip(column(rows, "tokens_in"), column(rows, "tokens_out"), strict=True))
+    assert found == [(30, 4), (9, 1), *[(30, 4)] * 6]
 
 
 def test_a_sample_scored_nan_has_no_verdict(tmp_path: Path) -> None:

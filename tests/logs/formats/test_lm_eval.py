@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reading import write_lines
 
 import oirl
 from oirl.errors import ConfigError, DataError
 from oirl.logs.importing.pipeline import ImportReport
+from oirl.logs.text import text_id
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "lm_eval"
 RUNS = FIXTURES / "runs"
@@ -91,13 +94,14 @@ def test_a_row_holds_what_the_tool_says_of_a_reply(tmp_path: Path) -> None:
     assert json.loads(row.pop("metadata")) == {
         "task": "sum_direct",
         "doc_id": 3,
+        "doc_hash": doc_hash,
         "filter": "strict",
         "filtered": ["[invalid]"],
     }
     assert json.loads(row.pop("sampling")) == {"until": ["\n\n"], "do_sample": False}
     assert len(row.pop("prompt_id")) == 16
     assert row == {
-        "query_id": doc_hash,
+        "query_id": text_id(QUERIES[3]),
         "query": QUERIES[3],
         "prompt": SUM,
         "response": "The pot holds 12.",
@@ -342,6 +346,237 @@ def test_fields_of_the_document_can_be_mapped(tmp_path: Path) -> None:
     assert column(rows, "dataset") == [q["topic"] for q in QUESTIONS]
     with pytest.raises(DataError, match=r"no field 'doc\.topik' \(did you mean 'doc\.topic'\?\)"):
         load(tmp_path, samples_of("hidden"), mapping={"dataset": "doc.topik"})
+
+
+TIME = "2026-01-02T03-04-05.678"
+Doc = dict[str, Any]
+
+
+def hash_of(doc: Doc) -> str:
+    return hashlib.sha256(json.dumps(doc).encode()).hexdigest()
+
+
+def sample_of(doc: Doc, rendered: str, **more: Any) -> Doc:
+    """Return a sample as the tool logs it; the reply is `7`, and right."""
+    asked = {"gen_args_0": {"arg_0": rendered, "arg_1": {"until": ["\n"]}}}
+    replied = {"arguments": asked, "resps": [["7"]], "filtered_resps": ["7"], "filter": "none"}
+    scored = {"metrics": ["exact_match"], "exact_match": 1.0, "target": "7", "doc_hash": hash_of(doc)}
+    return {"doc_id": 0, "doc": doc} | replied | scored | more
+
+
+def made(folder: Path, samples: list[Doc], task: str = "made", **config: Any) -> Path:
+    """Write samples of a task and, with `config`, the results of its run beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if config:
+        results = {"configs": {task: config}, "config": {"model": "m"}}
+        (folder / f"results_{TIME}.json").write_text(json.dumps(results))
+    return write_lines(folder / f"samples_{task}_{TIME}.jsonl", samples)
+
+
+ABOUT = "The following are questions about animals.\n\n"
+MMLU = "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nAnswer:"
+LOOP = "{{question}}\n{% for c in choices %}{{c}}\n{% endfor %}Answer:"
+ASKED = [("Who flies? ", ["owl", "cow"]), ("Who swims? ", ["hen", "eel"]), ("Who sings? ", ["ox", "lark"])]
+CHOICES = [{"question": question, "choices": choices, "answer": 0} for question, choices in ASKED]
+AS_MMLU = [
+    "Who flies?\nA. owl\nB. cow\nAnswer:",
+    "Who swims?\nA. hen\nB. eel\nAnswer:",
+    "Who sings?\nA. ox\nB. lark\nAnswer:",
+]
+AS_LOOP = ["Who flies? \nowl\ncow\nAnswer:", "Who swims? \nhen\neel\nAnswer:", "Who sings? \nox\nlark\nAnswer:"]
+
+
+@pytest.mark.parametrize("lead", ["", ABOUT])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_template_of_expressions_is_kept_and_compared(tmp_path: Path, lead: str, count: int) -> None:
+    """Also of one document alone, whose choices are then the same in every row."""
+    samples = [sample_of(doc, lead + text) for doc, text in zip(CHOICES, AS_MMLU, strict=True)][:count]
+    report, rows = load(tmp_path, made(tmp_path / "run", samples, doc_to_text=MMLU, description=lead))
+    assert noted(report) == [(lead + MMLU, "format", count, count)]
+    assert column(rows, "query") == ["Who flies? \nowl\ncow", "Who swims? \nhen\neel", "Who sings? \nox\nlark"][:count]
+    source = f"samples_made_{TIME}.jsonl"
+    assert report.warnings == [
+        f"{source}: the query is made of doc.question + doc.choices; --map query=doc.FIELD takes one of them"
+    ]
+    changed = [samples[0] | {"arguments": [[lead + AS_MMLU[0].replace("owl", "emu"), {}]]}, *samples[1:]]
+    report, _ = load(tmp_path, made(tmp_path / "other", changed, doc_to_text=MMLU, description=lead))
+    if count > 1:
+        assert noted(report) == [(lead + MMLU, "format", count, count - 1)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_template_of_statements_is_kept_verbatim_and_not_compared(tmp_path: Path, count: int) -> None:
+    samples = [sample_of(doc, text) for doc, text in zip(CHOICES, AS_LOOP, strict=True)][:count]
+    report, rows = load(tmp_path, made(tmp_path / "run", samples, doc_to_text=LOOP))
+    assert noted(report) == [(LOOP, "format", 0, 0)]
+    assert set(column(rows, "prompt")) == {LOOP}
+    assert report.warnings[1].endswith("could not be compared with the rendered texts")
+
+
+SHOUT = "Q: {{question}}{% if loud %}!{% endif %}\nA:"
+
+
+@pytest.mark.parametrize("template", [SHOUT, SHOUT.removeprefix("Q: ")])
+def test_runs_with_other_system_texts_are_other_prompts_though_the_template_has_statements(
+    tmp_path: Path, template: str
+) -> None:
+    label = template.partition("{")[0]
+    for name, system in (("a", "Be brief.\n\n"), ("b", "Think first.\n\n"), ("c", "")):
+        docs = [
+            {"question": f"{number} hens?", "loud": i % 2} for i, number in enumerate(("Two", "Nine", "Six", "Ten"))
+        ]
+        texts = [f"{system}{label}{doc['question']}{'!' * doc['loud']}\nA:" for doc in docs]
+        made(tmp_path / "runs" / name, list(map(sample_of, docs, texts)), doc_to_text=template)
+    report, rows = load(tmp_path, tmp_path / "runs")
+    assert [note[0] for note in noted(report)] == [f"Be brief.\n\n{template}", f"Think first.\n\n{template}", template]
+    assert (report.n_prompts, report.n_queries, report.rows_refused) == (3, 4, 0)
+    assert [note[1:] for note in noted(report)] == [("format", 0, 0)] * 3
+    assert column(rows, "prompt") == [note[0] for note in noted(report) for _ in range(4)]
+
+
+def test_a_question_has_one_name_in_the_logs_of_all_tools(tmp_path: Path) -> None:
+    question = "Two hens and one?"
+    doc = {"question": question}
+    lm_eval = made(tmp_path / "run", [sample_of(doc, f"Q: {question}")], doc_to_text="Q: {{question}}")
+    result = {"provider": {"id": "m"}, "prompt": {"raw": question, "label": "{{q}}"}, "vars": {"q": question}}
+    promptfoo = write_lines(tmp_path / "out.jsonl", [result | {"success": True, "response": {"output": "3"}}])
+    plain = write_lines(tmp_path / "rows.jsonl", [{"query": question, "prompt": "Say."}])
+    report = oirl.import_log([lm_eval, promptfoo, plain], tmp_path / "log.parquet")
+    rows = oirl.read_log(tmp_path / "log.parquet").to_pylist()
+    assert [f["format"] for f in report.files] == ["lm-eval", "promptfoo", "jsonl"]
+    assert column(rows, "query_id") == [text_id(question)] * 3
+    assert (report.n_queries, report.rows_refused) == (1, 0)
+    assert json.loads(rows[0]["metadata"])["doc_hash"] == hash_of(doc)
+
+
+def test_runs_whose_templates_name_other_fields_of_the_documents_keep_all_rows(tmp_path: Path) -> None:
+    docs = [{"question": "Two hens?", "topic": "farm"}, {"question": "Nine nuts?", "topic": "wood"}]
+    for name, template in (("a", "{{question}}"), ("b", "{{topic}}: {{question}}")):
+        texts = [template.replace("{{question}}", d["question"]).replace("{{topic}}", d["topic"]) for d in docs]
+        made(tmp_path / "runs" / name, list(map(sample_of, docs, texts)), doc_to_text=template)
+    report, rows = load(tmp_path, tmp_path / "runs")
+    assert (report.rows_kept, report.rows_refused) == (4, 0)
+    assert sorted(column(rows, "query")) == ["Nine nuts?", "Nine nuts?\nwood", "Two hens?", "Two hens?\nfarm"]
+    assert column(rows, "query_id") == [text_id(q) for q in column(rows, "query")]
+
+
+def test_documents_of_one_text_are_queries_of_their_own(tmp_path: Path) -> None:
+    """Such as a question that is asked twice, with other choices."""
+    docs = [{"question": "Which one?", "picture": k} for k in (1, 2, 1)] + [{"question": "Who?", "picture": 3}]
+    samples = [sample_of(doc, doc["question"]) for doc in docs]
+    report, rows = load(tmp_path, made(tmp_path / "run", samples, doc_to_text="{{question}}"))
+    same = text_id("Which one?")
+    assert column(rows, "query_id") == [same, f"{same}-{hash_of(docs[1])[:12]}", same, text_id("Who?")]
+    assert column(rows, "replicate") == [0, 0, 1, 0]
+    assert (report.n_queries, report.rows_refused) == (3, 0)
+
+
+@pytest.mark.parametrize(("task", "ours"), [("oirl_think", True), ("think", False)])
+def test_a_task_that_was_exported_from_a_log_brings_its_names_back(tmp_path: Path, task: str, ours: bool) -> None:
+    docs = [
+        {"query_id": "q1", "query": "Two hens?", "answer": "2"},
+        {"query_id": "q2", "query": "Nine?", "answer": "9"},
+    ]
+    samples = [sample_of(doc, f"Think.\n\n{doc['query']}") for doc in docs]
+    config = {"doc_to_text": "Think.\n\n{{query}}", "metadata": {"version": 1.0, "prompt_id": "think"}}
+    _, rows = load(tmp_path, made(tmp_path / "run", samples, task, **config))
+    names = ["q1", "q2"] if ours else [text_id("Two hens?"), text_id("Nine?")]
+    assert column(rows, "query_id") == names
+    assert (column(rows, "prompt_id") == ["think", "think"]) == ours
+
+
+WINOGRANDE = 'def doc_to_text(doc):\n    answer_to_num = {"1": 0, "2": 1}\n    return answer_to_num[doc["answer"]]\n'
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with results", "samples alone"])
+def test_options_within_the_context_are_the_responses(tmp_path: Path, known: bool) -> None:
+    """As in winogrande: the contexts differ by the option, and what follows them is the same."""
+    docs = [
+        {"sentence": "Eve thanked Kim because _ had helped.", "option1": "Eve", "option2": "Kim", "answer": "2"},
+        {"sentence": "The cup fits not into the box as the _ is small.", "option1": "cup", "option2": "box",
+         "answer": "2"},
+    ]  # fmt: skip
+    samples = []
+    for doc, logprobs in zip(docs, ((-4.0, -1.5), (-2.0, -2.5)), strict=True):
+        before, after = doc["sentence"].split("_")
+        scored = [[str(p), "False"] for p in logprobs]
+        sample = sample_of(doc, "", target=after.strip(), metrics=["acc"], acc=float(logprobs[1] > logprobs[0]))
+        contexts = {f"gen_args_{i}": {"arg_0": before + doc[f"option{i + 1}"], "arg_1": after} for i in (0, 1)}
+        samples.append(sample | {"arguments": contexts, "resps": [[s] for s in scored], "filtered_resps": scored})
+    _, rows = load(tmp_path, made(tmp_path / "run", samples, **({"doc_to_text": WINOGRANDE} if known else {})))
+    assert column(rows, "query") == [doc["sentence"] for doc in docs]
+    assert column(rows, "response") == ["Kim", "cup"]
+    assert column(rows, "correct") == [True, False]
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    (("Sarah", "Samantha"), "_ thanked her."),
+    (("Maria", "Samantha"), "She called _ today."),
+    (("Ann", "Anna"), "It was _ who won."),
+])  # fmt: skip
+def test_options_within_the_context_may_share_letters(tmp_path: Path, options: tuple[str, str], sentence: str) -> None:
+    doc = {"sentence": sentence, "option1": options[0], "option2": options[1], "answer": "2"}
+    before, after = sentence.split("_")
+    scored = [["-4.0", "False"], ["-1.0", "False"]]
+    sample = sample_of(doc, "", target=after.strip(), metrics=["acc"], acc=1.0, filtered_resps=scored)
+    sample["arguments"] = {f"gen_args_{i}": {"arg_0": before + o, "arg_1": after} for i, o in enumerate(options)}
+    sample["resps"] = [[s] for s in scored]
+    _, rows = load(tmp_path, made(tmp_path / "run", [sample], doc_to_text=WINOGRANDE))
+    assert column(rows, "response") == [options[1]]
+
+
+def test_runs_of_an_exported_task_join_the_log_it_came_from(tmp_path: Path) -> None:
+    asked = {"query_id": "q1", "query": "Two hens?", "answer": "2"}
+    log = write_lines(tmp_path / "rows.jsonl", [asked | {"prompt_id": "think", "prompt": "Think."}])
+    config = {"doc_to_text": "Think.\n\n{{query}}", "metadata": {"prompt_id": "think", "prompt": "Think."}}
+    run = made(tmp_path / "run", [sample_of(asked, "Think.\n\nTwo hens?")], "oirl_think", **config)
+    report = oirl.import_log([log, run], tmp_path / "log.parquet")
+    assert (report.rows_kept, report.rows_refused, report.n_prompts, report.n_queries) == (2, 0, 1, 1)
+
+
+def test_a_template_of_statements_keeps_its_description_though_there_is_one_document(tmp_path: Path) -> None:
+    samples = [sample_of(CHOICES[0], ABOUT + AS_LOOP[0])]
+    report, _ = load(tmp_path, made(tmp_path / "run", samples, doc_to_text=LOOP, description=ABOUT))
+    assert noted(report) == [(ABOUT + LOOP, "format", 0, 0)]
+
+
+def filters(folder: Path, *runs: str) -> Path:
+    for run in runs:
+        shutil.copytree(RUNS / run, folder / "runs" / run)
+    return folder / "runs"
+
+
+def test_a_filter_is_followed_where_a_task_has_several_and_others_are_read_whole(tmp_path: Path) -> None:
+    report, rows = load(tmp_path, filters(tmp_path, "two_filters", "hidden", "column"), filter="loose")
+    for run in ("hidden", "column"):
+        whole = [r["correct"] for r in rows if r["run_id"] == time_of(samples_of(run))]
+        assert whole == [True, True, False, True, False, True]
+    assert [r["correct"] for r in rows if r["prompt"] == SUM and r["model"] == "scripted"] == [
+        bool(v) for v in (1, 1, 0, 1, 1, 0)
+    ]
+    assert report.rows_kept == 24
+
+
+@pytest.mark.parametrize(
+    ("runs", "there"),
+    [(("hidden", "two_filters"), "strict, loose"), (("hidden",), "none"), (("two_filters",), "strict, loose")],
+)
+def test_a_filter_that_no_task_has_is_an_error_that_names_those_there(
+    tmp_path: Path, runs: tuple[str, ...], there: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"--filter lose: no filter 'lose'.*; there: {there}$"):
+        load(tmp_path, filters(tmp_path, *runs), filter="lose")
+    assert not (tmp_path / "log.parquet").exists()
+
+
+def test_a_filter_beside_files_of_another_tool(tmp_path: Path) -> None:
+    promptfoo = FIXTURES.parent / "promptfoo" / "grid.jsonl"
+    out = tmp_path / "log.parquet"
+    report = oirl.import_log([promptfoo, RUNS / "two_filters"], out, filter="strict")
+    assert {f["format"]: f["rows_kept"] for f in report.files} == {"promptfoo": 24, "lm-eval": 6}
+    assert report.rows_kept == 36
+    with pytest.raises(ConfigError, match="--filter strict: the format promptfoo has no filters; leave it out"):
+        oirl.import_log([promptfoo, FIXTURES.parent / "inspect" / "sums.json"], out, filter="strict")
 
 
 @pytest.mark.parametrize(("name", "direct", "cot"), [("strict-match", 8, 16), ("flexible-extract", 12, 18)])

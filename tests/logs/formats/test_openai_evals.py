@@ -107,6 +107,19 @@ def test_several_replies_to_one_request_are_replicates(tmp_path: Path) -> None:
     assert report.n_prompts == 1
 
 
+@pytest.mark.parametrize("judged", ["5", ["5"]])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_reasoning_and_answer_the_response_is_the_one_that_was_judged(
+    tmp_path: Path, judged: object, order: tuple[int, int]
+) -> None:
+    asked = [{"role": "user", "content": "Two and three?"}]
+    samplings = [{"prompt": asked, "sampled": ["Two, then three more."]}, {"prompt": asked, "sampled": ["5"]}]
+    events = [event(k, "a", "sampling", samplings[i]) for k, i in enumerate(order)]
+    events.append(event(2, "a", "match", {"correct": True, "expected": "5", "sampled": judged}))
+    _, rows = read(write_lines(tmp_path / "cot.jsonl", events), tmp_path)
+    assert column(rows, "query", "response", "correct") == [("Two and three?", "5", True)]
+
+
 def test_what_is_no_event_is_refused(tmp_path: Path) -> None:
     good = (LOGS / "plain.jsonl").read_text().splitlines()
     bad = ['{"foo": 1}', '{"sample_id": [1], "data": {}}', '{"sample_id": "x", "type": "match"}', "[1]", "{"]

@@ -50,11 +50,21 @@ def test_transcripts_part_where_the_replies_begin(tmp_path: Path, name: str) -> 
     assert {(row["source"], row["margin"]) for row in rows} == {("hh-rlhf", None)}
     assert refused(tmp_path) == [
         (4, "the transcripts share no context that ends with a turn of the human"),
-        (5, "the last turn of `rejected` is empty"),
+        (5, "the last turn of `rejected` is empty, or not the assistant's"),
         (6, "chosen and rejected are the same text: they show no preference"),
         (7, "`chosen` and `rejected` must be transcripts"),
     ]
     assert (report.record, [f["format"] for f in report.files]) == ("preferences", ["hh-rlhf"])
+
+
+def test_a_longer_rest_ends_with_a_reply_of_the_assistant(tmp_path: Path) -> None:
+    good = hh("Go", "One", "more", "Two")
+    rests = [hh("Go", "Uno", "más", ""), hh("Go", "Uno", "más"), hh("Go", "Uno"), hh("Go", "Uno", "más", " ")]
+    path = write_lines(tmp_path / "hh.jsonl", [{"chosen": good, "rejected": rest} for rest in rests])
+    _, rows = read(path, tmp_path)
+    assert column(rows, *PAIR) == [("Go", "One\n\nHuman: more\n\nAssistant: Two", "Uno")]
+    reason = "the last turn of `rejected` is empty, or not the assistant's"
+    assert refused(tmp_path) == [(1, reason), (2, reason), (4, reason)]
 
 
 @pytest.mark.real_data
@@ -102,6 +112,10 @@ TRL: dict[str, tuple[Row, tuple[str, str, str]]] = {
         {"prompt": [ASK], "chosen": [ASK, BLUE], "rejected": [ASK, GREEN]},
         ("Sky?", "Blue.", "Green."),
     ),
+    "chat with a system message, the replies behind a turn of their own": (
+        {"prompt": [SYSTEM], "chosen": [ASK, BLUE], "rejected": [ASK, GREEN]},
+        (LONG, "Blue.", "Green."),
+    ),
     "text prompt, chat replies": (
         {"prompt": "Sky?", "chosen": [ASK, BLUE], "rejected": [ASK, GREEN]},
         ("Sky?", "Blue.", "Green."),
@@ -117,6 +131,12 @@ def test_every_shape_of_trl(tmp_path: Path, name: str) -> None:
     assert [f["format"] for f in report.files] == ["trl"]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}]
     assert rows[0]["metadata"].get("messages") == (messages if "system" in name else None)
+
+
+def test_the_end_of_a_prompt_may_be_repeated_in_the_conversations(tmp_path: Path) -> None:
+    row = {"prompt": [SYSTEM, ASK], "chosen": [ASK, BLUE], "rejected": [ASK, GREEN]}
+    _, rows = read(write_lines(tmp_path / "trl.jsonl", [row]), tmp_path)
+    assert column(rows, *PAIR) == [(LONG, "Blue.", "Green.")]
 
 
 def test_margins(tmp_path: Path) -> None:

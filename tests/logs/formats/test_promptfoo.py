@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from reading import FIXTURES, Row, column, read, refused, write_lines
 
+import oirl
 from oirl.errors import ConfigError, DataError
+from oirl.logs.rendering import PROMPTFOO_TEXT
 
 GRID = FIXTURES / "promptfoo" / "grid"
 CHAT = FIXTURES / "promptfoo" / "chat"
@@ -267,6 +269,104 @@ def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
     assert column(rows, "response", "replicate") == [("9 eggs", 0), ("9 eggs", 1)]
     assert refused(tmp_path) == [(k, "not a result of promptfoo: it has no `success`") for k in (2, 3)]
     assert (report.rows_kept, report.rows_refused) == (2, 2)
+
+
+def run_of(prompts: list[str], tests: list[tuple[Row, list[str]]], **more: Any) -> Row:
+    """Return a run as the tool writes it: tests with their variables and the rendered text of each prompt."""
+    results = [
+        {"promptIdx": k, "testIdx": i, "vars": variables, "prompt": {"raw": text, "label": f"p{k}"}, "success": True,
+         "provider": {"id": "m"}, "response": {"output": "7"}, "score": 1} | more
+        for i, (variables, texts) in enumerate(tests)
+        for k, text in enumerate(texts)
+    ]  # fmt: skip
+    heads = [{"raw": raw, "label": f"p{k}"} for k, raw in enumerate(prompts)]
+    return {"evalId": "eval-1", "results": {"version": 3, "prompts": heads, "results": results}}
+
+
+def save(folder: Path, run: Row) -> Path:
+    path = folder / "out.json"
+    path.write_text(json.dumps(run))
+    return path
+
+
+def test_tests_without_assertions_have_no_verdict(tmp_path: Path) -> None:
+    run = run_of(["{{q}}"], [({"q": f"{n}?"}, [f"{n}?"]) for n in ("One", "Two", "Six", "Ten", "Zero")])
+    results = run["results"]["results"]
+    asserted = [{"type": "equals", "value": "7"}]
+    component = {"componentResults": [{"pass": True, "assertion": asserted[0]}]}
+    results[0]["testCase"] = {"vars": {}, "assert": asserted}
+    results[1]["testCase"] = {"vars": {}, "assert": []}
+    results[2]["testCase"] = {"vars": {}}
+    results[3] |= {"testCase": {"vars": {}}, "gradingResult": component}  # an assertion of all tests
+    results[4] |= {"testCase": {"vars": {}, "assert": asserted}, "success": False, "score": 0}
+    report, rows = read(save(tmp_path, run), tmp_path)
+    assert column(rows, "correct", "score") == [(True, 1), (None, None), (None, None), (True, 1), (False, 0)]
+    assert report.warnings == [
+        "out.json: 2 results are of tests without assertions, which have no verdict; --grade can give one"
+    ]
+
+
+NESTED = "{{ctx.title}}: {{ ctx.items[0] }}? {{ctx.note | upper}}"
+FARM = {"title": "Farm", "items": ["hens", "owls"], "note": "now"}
+WOOD = {"title": "Wood", "items": ["nuts"], "note": "Then"}
+
+
+def test_a_template_of_nested_names_is_kept_and_fits(tmp_path: Path) -> None:
+    tests = [({"ctx": FARM}, ["Farm: hens? NOW"]), ({"ctx": WOOD}, ["Wood: nuts? THEN"])]
+    report, rows = read(save(tmp_path, run_of([NESTED], tests)), tmp_path)
+    assert [(p["prompt"], p["source"], p["rows"], p["fits"]) for p in report.prompts] == [(NESTED, "format", 2, 2)]
+    assert column(rows, "prompt") == [NESTED] * 2
+    assert rows[0]["metadata"]["template_fields"] == {
+        "ctx.title": "Farm",
+        "ctx.items[0]": "hens",
+        "ctx.note | upper": "NOW",
+    }
+    tests[0] = (tests[0][0], ["Farm: owls? NOW"])
+    report, _ = read(save(tmp_path, run_of([NESTED], tests)), tmp_path)
+    assert [(p["rows"], p["fits"]) for p in report.prompts] == [(2, 1)]
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_what_kept_a_prompt_from_being_opened_as_a_file_is_no_part_of_it(tmp_path: Path, form: str) -> None:
+    raw = PROMPTFOO_TEXT + "See a/main.py: {{query}}"
+    tests = [({"query": q}, [f"See a/main.py: {q}"]) for q in ("Two hens?", "Nine nuts?")]
+    run = run_of([raw], tests)
+    path = save(tmp_path, run)
+    if form == "jsonl":
+        for result in run["results"]["results"]:
+            result["prompt"]["raw"] = PROMPTFOO_TEXT + result["prompt"]["raw"]
+        path = write_lines(tmp_path / "out.jsonl", run["results"]["results"])
+    report, rows = read(path, tmp_path)
+    prompt = "See a/main.py: " + ("{{query}}" if form == "json" else "{query}")
+    assert column(rows, "prompt") == [prompt] * 2
+    assert [(p["prompt"], p["rows"], p["fits"]) for p in report.prompts] == [(prompt, 2, 2)]
+    assert "metadata" not in rows[0]["metadata"]
+
+
+FILLED = ["{{question}} In {{lang}}.", "Q: {{question}}"]
+TALK = [
+    ({"question": "Two hens?", "lang": "French", "answer": "2"}, ["Two hens? In French.", "Q: Two hens?"]),
+    ({"question": "Nine?", "lang": "Danish", "answer": "9"}, ["Nine? In Danish.", "Q: Nine?"]),
+]
+
+
+@pytest.mark.parametrize("form", ["trl-sft", "openai-finetune", "lm-eval", "promptfoo"])
+def test_exports_of_prompts_that_are_filled_with_other_fields_than_the_query(tmp_path: Path, form: str) -> None:
+    plain = write_lines(
+        tmp_path / "rows.jsonl", [dict(query="Six?", prompt="Say.", response="6", answer="6", correct=True)]
+    )
+    log, out = tmp_path / "log.parquet", tmp_path / "out"
+    oirl.import_log([save(tmp_path, run_of(FILLED, TALK)), plain], log)
+    assert set(oirl.read_log(log)["query"].to_pylist()) == {"Two hens?\nFrench", "Nine?\nDanish", "Six?"}
+    report = oirl.export_log(log, out, to=form)
+    if form in ("lm-eval", "promptfoo"):
+        assert report.left_out == {"the prompt cannot be filled with the query alone": 4}
+        assert report.written == 1
+        return
+    examples = [json.loads(line) for line in out.read_text().splitlines()]
+    asked = [next(m["content"] for m in e.get("messages", e.get("prompt")) if m["role"] == "user") for e in examples]
+    assert asked == [text for _, texts in TALK for text in texts] + ["Six?"]
+    assert report.left_out == {}
 
 
 @pytest.mark.real_data

@@ -16,6 +16,7 @@ from oirl.logs.importing.templates import (
     shared_affixes,
     shared_start,
     shown,
+    value_of,
     varying,
 )
 
@@ -187,8 +188,35 @@ def test_shared_start_of_lists() -> None:
 def test_names_and_plain_templates() -> None:
     assert names_in("{{b}} {{ a }} {{- c -}} {{b}} {d}") == ["b", "a", "c"]
     assert is_plain("Say {x}: {{a}} {{ b }} {{-c-}}")
-    for text in ("{{a | upper}}", "{% if a %}x{% endif %}", "{# no #}", "{{a.b}}"):
+    for text in ("{{a + b}}", "{{f(a)}}", "{% if a %}x{% endif %}", "{# no #}", "{{ a.b(c) }}"):
         assert not is_plain(text), text
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("q", " Ann? "),
+        ("q.strip()", "Ann?"),
+        ("q | trim | upper", "ANN?"),
+        ("c[1]", "cow"),
+        ("c[1].title()", "Cow"),
+        ("o.names[0]", "eel"),
+        ('o["names"][0]', "eel"),
+        ("n", "3"),
+        ("c", "['owl', 'cow']"),
+        ("c[2]", None),
+        ("o.none", None),
+        ("none", None),
+        ("q.split()", None),
+        ("q | length", None),
+        ("n.strip()", None),
+        ("q.__class__", None),
+    ],
+)
+def test_what_a_placeholder_stands_for(expression: str, value: str | None) -> None:
+    values = {"q": " Ann? ", "c": ["owl", "cow"], "o": {"names": ["eel"]}, "n": 3}
+    assert names_in("{{ " + expression + " }}") == [expression]
+    assert value_of(expression, values) == value
 
 
 def test_fields_that_vary_and_values_that_are_shown() -> None:
