@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from oirl_cli.output import interval, note, percent, print_json, print_table, shorten, working
+from oirl_cli.output import check_report, interval, note, percent, print_json, print_table, shorten, working
 
 _PAIRS = 10
 
@@ -18,6 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def audit(
     log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log.")],
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write a page with figures and replies side by side (.html).")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="For the sample of graded replies and the ceiling.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -26,8 +30,16 @@ def audit(
     from oirl.evaluation.audit import audit as run
     from oirl.logs.store import read_log
 
+    check_report(report)
     with working("auditing"):
-        document = run(read_log(log, AUDITED), seed=seed).to_dict()
+        table = read_log(log, AUDITED)
+        document = run(table, seed=seed).to_dict()
+        if report:
+            from oirl.evaluation.details import audit_details
+            from oirl.evaluation.report import write_report
+
+            write_report(document, audit_details(table, seed=seed), report)
+            note(f"{report}: the report")
     if json_:
         print_json(document)
     else:

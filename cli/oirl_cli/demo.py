@@ -24,6 +24,8 @@ def demo(
 ) -> None:
     """Do the main job on real replies of a small language model: import, audit, fit, evaluate, select. No network."""
     import oirl
+    from oirl.evaluation.details import evaluation_details
+    from oirl.evaluation.report import write_report
     from oirl.logs.queries import read_queries, write_rows
     from oirl.rewards.prompts import PromptRewardModel
     from oirl.rewards.saving import read_manifest
@@ -31,6 +33,7 @@ def demo(
 
     begin = time.perf_counter()
     log, model, chosen = out / "log.parquet", out / "model", out / "selected.jsonl"
+    report = out / "report.html"
     show = _silent if json_ else print
     show(
         "The data: replies of a small language model (it comes with oirl) to arithmetic word problems under several\n"
@@ -55,9 +58,10 @@ def demo(
         selector.save(model)
     show(f"   on the training queries, cross-fitted: {describe_metrics(selector.metrics_)}")
     show(f"   the gate: {selector.deployment_.reason}\n")
-    show(f"4. oirl evaluate {model} {log}    (test queries, which the model has not seen)")
+    show(f"4. oirl evaluate {model} {log} --report {report}    (test queries, which the model has not seen)")
     with working("evaluating"):
         evaluation = oirl.evaluate(selector, table, seed=seed).to_dict()
+        write_report(evaluation, evaluation_details(selector, table, seed=seed), report)
     if not json_:
         print_evaluation(evaluation)
     show(f"\n5. oirl select {model} --in queries.jsonl --out {chosen}")
@@ -70,7 +74,7 @@ def demo(
         "fit": read_manifest(model).model_dump(),
         "evaluate": evaluation,
         "select": rows,
-        "files": [str(log), str(model), str(chosen)],
+        "files": [str(log), str(model), str(report), str(chosen)],
         "seconds": round(time.perf_counter() - begin, 1),
     }
     if json_:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from oirl.errors import ConfigError
-from oirl_cli.output import interval, note, percent, points, print_json, print_table, working
+from oirl_cli.output import check_report, interval, note, percent, points, print_json, print_table, working
 
 TARGETS = ("prompt",)
 
@@ -68,6 +68,9 @@ def evaluate(
         str,
         typer.Option("--estimator", help="auto, replay, ips, snips, direct, doubly_robust or switch."),
     ] = "auto",
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write a page with figures and replies side by side (.html).")
+    ] = None,
     self_check: Annotated[
         bool,
         typer.Option("--self-check", help="Thin the log by a known policy and show each estimator's error."),
@@ -81,6 +84,7 @@ def evaluate(
     from oirl.logs.store import read_log
     from oirl.selection.selector import PromptSelector
 
+    check_report(report)
     with working(f"evaluating {model}"):
         selector = PromptSelector.load(model, embedder=embedder)
         table = read_log(log, EVALUATED)
@@ -89,6 +93,13 @@ def evaluate(
             from oirl.evaluation.self_check import self_check as check
 
             document["self_check"] = check(selector, table, seed=seed).to_dict()
+        if report:
+            from oirl.evaluation.details import DETAILED, evaluation_details
+            from oirl.evaluation.report import write_report
+
+            details = evaluation_details(selector, read_log(log, DETAILED), seed=seed)
+            write_report(document, details, report)
+            note(f"{report}: the report")
     if json_:
         print_json(document)
     else:

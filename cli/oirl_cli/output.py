@@ -8,7 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from oirl.errors import ConfigError
 
 
 def print_json(document: Any) -> None:
@@ -19,6 +22,12 @@ def print_json(document: Any) -> None:
 def note(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr)
+
+
+def check_report(path: Path | None) -> None:
+    """Refuse a name for a page that no browser would open as one, before the work is done."""
+    if path is not None and path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--report {path}: the page is HTML; name a file that ends in .html")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

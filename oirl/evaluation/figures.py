@@ -1,0 +1,112 @@
+"""Figures of a report as SVG text, drawn with matplotlib; their colours are variables of the page's style sheet."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_COLOURS = {"#101010": "var(--ink)", "#205090": "var(--accent)", "#808080": "var(--muted)", "#b04010": "var(--mark)"}
+_INK, _ACCENT, _MUTED, _MARK = _COLOURS
+_ROW_HEIGHT = 0.32
+
+
+def intervals_figure(
+    rows: Sequence[tuple[str, float, float, float]],
+    *,
+    name: str,
+    label: str,
+    lines: Sequence[tuple[str, float]] = (),
+    form: Callable[[float], float] = lambda x: 100 * x,
+) -> str:
+    """Return points with their intervals, a row each.
+
+    Args:
+        rows: Label, value, low, high; the first is on top.
+        name: Of the figure, part of its ids.
+        label: Of the axis.
+        lines: Label and place of vertical lines, such as the ceiling.
+        form: From values to what the axis shows.
+    """
+
+    def draw(axes: Any) -> None:
+        at = range(len(rows))
+        values = [form(row[1]) for row in rows]
+        ends = [[form(row[1]) - form(row[2]) for row in rows], [form(row[3]) - form(row[1]) for row in rows]]
+        axes.errorbar(values, list(at), xerr=ends, fmt="o", color=_ACCENT, ecolor=_ACCENT, capsize=3, markersize=5)
+        axes.set_yticks(list(at), [_shorten(row[0]) for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        for text, place in lines:
+            axes.axvline(form(place), color=_MARK, linestyle="--", linewidth=1)
+            axes.annotate(text, (form(place), -0.6), color=_MARK, fontsize=8, ha="center", annotation_clip=False)
+
+    return _svg(draw, name, height=1.0 + _ROW_HEIGHT * len(rows))
+
+
+def reliability_figure(bins: Sequence[dict[str, Any]]) -> str:
+    """Return observed against predicted success, with intervals and the diagonal."""
+
+    def draw(axes: Any) -> None:
+        x, y = [100 * b["predicted"] for b in bins], [100 * b["observed"] for b in bins]
+        below = [100 * (b["observed"] - b["ci_low"]) for b in bins]
+        above = [100 * (b["ci_high"] - b["observed"]) for b in bins]
+        axes.plot([0, 100], [0, 100], color=_MUTED, linestyle="--", linewidth=1)
+        axes.errorbar(x, y, yerr=[below, above], fmt="o-", color=_ACCENT, ecolor=_ACCENT, capsize=3, markersize=5)
+        axes.set_xlabel("predicted success (%)")
+        axes.set_ylabel("observed (%)")
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 100)
+
+    return _svg(draw, "reliability", height=3.6)
+
+
+def gain_curve_figure(curve: Sequence[dict[str, Any]], switched: float | None) -> str:
+    """Return the gain by the share of queries switched, with its band, and where the selector stands."""
+
+    def draw(axes: Any) -> None:
+        x = [100 * c["share"] for c in curve]
+        low, high = [100 * c["ci_low"] for c in curve], [100 * c["ci_high"] for c in curve]
+        axes.fill_between(x, low, high, color=_ACCENT, alpha=0.2, linewidth=0)
+        axes.plot(x, [100 * c["gain"] for c in curve], color=_ACCENT)
+        axes.axhline(0, color=_MUTED, linewidth=1)
+        if switched is not None:
+            axes.axvline(100 * switched, color=_MARK, linestyle="--", linewidth=1)
+        axes.set_xlabel("queries switched, those with the largest predicted gain first (%)")
+        axes.set_ylabel("gain (points)")
+
+    return _svg(draw, "gain", height=3.2)
+
+
+def _svg(draw: Callable[[Any], None], name: str, height: float) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Text stays text, so that it can be searched and takes the page's font; the salt keeps ids of figures apart.
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"oirl-{name}", "text.parse_math": False}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(7.0, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for spine in axes.spines.values():
+            spine.set_color(_MUTED)
+        axes.tick_params(colors=_INK)
+        axes.xaxis.label.set_color(_INK)
+        axes.yaxis.label.set_color(_INK)
+        draw(axes)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in _COLOURS.items():
+        text = text.replace(colour, variable)
+    return re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", text)
+
+
+def _shorten(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 28 else line[:27] + "…"
