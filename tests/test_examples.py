@@ -1,0 +1,44 @@
+"""The examples run as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, make_log
+
+pytest.importorskip("xgboost")
+
+
+def test_the_reproduction_shows_a_leak_where_there_is_one(tmp_path: Path) -> None:
+    """Of every query one run is for training and one for testing, and which prompt is good has nothing to do with it."""
+    table = make_log(120, effect=0.0, base=0.5, replicates=2)
+    rows = table.to_pylist()
+    for row in rows:
+        row["split"] = "test" if row["replicate"] else "train"
+        # What prompt works on a query is fixed by its number, so that a lookup table knows it and nobody else can.
+        row["correct"] = (int(row["query_id"][1:]) * 7919 % 3) == "abc".index(row["prompt_id"])
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "log.parquet")
+    command = [sys.executable, ROOT / "examples" / "reproduce_prompt_oirl.py", tmp_path / "log.parquet"]
+    options = ["--rounds", "5", "--seeds", "1", "--json"]
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}:{ROOT / 'data'}", "PATH": ""}
+    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    leaking, clean = found["published"][0], found["leak-free"][0]
+    assert leaking["lookup table"]["value"] == 1.0
+    assert leaking["lookup table"]["gain_ci_low"] > 0.4
+    assert clean["lookup table"]["gain"] == 0
+    assert set(clean) == {
+        "best single prompt",
+        "published recipe",
+        "lookup table",
+        "oirl, choosing",
+        "oirl, as the gate deploys",
+        "test queries",
+    }
