@@ -16,7 +16,7 @@ pytest.importorskip("xgboost")
 
 
 def test_the_reproduction_shows_a_leak_where_there_is_one(tmp_path: Path) -> None:
-    """Of every query one run is for training and one for testing, and which prompt is good has nothing to do with it."""
+    """Of every query one run is for training and one for testing, so that a lookup table knows them all."""
     table = make_log(120, effect=0.0, base=0.5, replicates=2)
     rows = table.to_pylist()
     for row in rows:

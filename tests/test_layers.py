@@ -31,6 +31,7 @@ PURE = [
     "oirl/evaluation/estimators.py",
     "oirl/evaluation/ceilings.py",
     "oirl/evaluation/power.py",
+    "oirl/evaluation/costs.py",
     "oirl/rewards/calibration.py",
     "oirl/rewards/features.py",
     "oirl/logs/text.py",

@@ -19,6 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def audit(
     log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log.")],
+    prices: Annotated[
+        Path | None, typer.Option("--prices", help="YAML: model -> input and output price of a million tokens.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="Write a page with figures and replies side by side (.html).")
     ] = None,
@@ -28,12 +31,13 @@ def audit(
     """Say what a log can tell: leaks, label noise, each prompt's success, the ceiling of choosing, sample size."""
     from oirl.evaluation.audit import AUDITED
     from oirl.evaluation.audit import audit as run
+    from oirl.logs.costs import read_prices
     from oirl.logs.store import read_log
 
     check_report(report)
     with working("auditing"):
         table = read_log(log, AUDITED)
-        document = run(table, seed=seed).to_dict()
+        document = run(table, prices=None if prices is None else read_prices(prices), seed=seed).to_dict()
         if report:
             from oirl.evaluation.details import audit_details
             from oirl.evaluation.report import write_report
@@ -66,6 +70,7 @@ def print_audit(document: dict[str, Any]) -> None:
                 for p in document["prompts"]
             ],
         )
+        _print_costs(document["costs"])
         _print_pairs(document["comparisons"])
         ceiling = document["ceiling"]
         print(
@@ -106,6 +111,17 @@ def _print_rows(document: dict[str, Any]) -> None:
         print(
             f"labels: {labels['changed']:,} of {labels['regraded']:,} verdicts{sample} change under a careful reading"
         )
+
+
+def _print_costs(costs: list[dict[str, Any]]) -> None:
+    if not costs:
+        return
+
+    def shown(value: float | None) -> str:
+        return "–" if value is None else f"{value:,.4g}"
+
+    rows = [[c["prompt_id"], *(shown(c[name]) for name in ("tokens_in", "tokens_out", "cost"))] for c in costs]
+    print_table(["per run", "tokens in", "tokens out", "cost"], rows)
 
 
 def _print_pairs(comparisons: list[dict[str, Any]]) -> None:

@@ -30,6 +30,13 @@ def fit(
         str,
         typer.Option("--embedder", help="tfidf, sentence-transformers[:model] or package.module:function."),
     ] = "tfidf",
+    actions: Annotated[
+        str, typer.Option("--actions", help="What is chosen: prompt, or pair (a language model and a prompt).")
+    ] = "prompt",
+    prices: Annotated[
+        Path | None,
+        typer.Option("--prices", help="YAML: model -> input and output price of a million tokens."),
+    ] = None,
     folds: Annotated[int, typer.Option("--folds", help="Folds of the cross-fitting.")] = 5,
     seed: Annotated[int, typer.Option("--seed", help="For folds and learners that draw.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
@@ -38,14 +45,14 @@ def fit(
     from oirl.logs.store import read_log
     from oirl.rewards.prompts import PromptRewardModel
     from oirl.rewards.saving import read_manifest
-    from oirl.rewards.training import COLUMNS
-    from oirl.selection.selector import PromptSelector
+    from oirl.selection.selector import FITTED, PromptSelector
 
+    table = _prices(prices)
     if target not in TARGETS:
         raise ConfigError(f"--target {target}: allowed: {', '.join(TARGETS)}")
     with working(f"fitting {model} on {embedder}"):
         reward_model = PromptRewardModel(model, embedder=embedder, folds=folds, seed=seed)
-        selector = PromptSelector(reward_model).fit(read_log(log, COLUMNS))
+        selector = PromptSelector(reward_model, actions=actions, prices=table).fit(read_log(log, FITTED))
         selector.save(out)
     if json_:
         print_json(read_manifest(out).model_dump())
@@ -68,6 +75,10 @@ def evaluate(
         str,
         typer.Option("--estimator", help="auto, replay, ips, snips, direct, doubly_robust or switch."),
     ] = "auto",
+    prices: Annotated[
+        Path | None,
+        typer.Option("--prices", help="YAML: model -> input and output price of a million tokens."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="Write a page with figures and replies side by side (.html).")
     ] = None,
@@ -88,7 +99,7 @@ def evaluate(
     with working(f"evaluating {model}"):
         selector = PromptSelector.load(model, embedder=embedder)
         table = read_log(log, EVALUATED)
-        document = run(selector, table, estimator=estimator, seed=seed).to_dict()
+        document = run(selector, table, estimator=estimator, prices=_prices(prices), seed=seed).to_dict()
         if self_check:
             from oirl.evaluation.self_check import self_check as check
 
@@ -119,6 +130,12 @@ def select(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write .jsonl, .csv or .parquet instead.")] = None,
     top: Annotated[int, typer.Option("--top", help="How many prompts per query.")] = 1,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", help="Mean cost per query not to be exceeded, as on the training log.")
+    ] = None,
+    cost_weight: Annotated[
+        float | None, typer.Option("--cost-weight", help="Success that a unit of cost is worth.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show the scores of all prompts.")] = False,
     embedder: Annotated[
         str | None, typer.Option("--embedder", help="The embedder, where it is code of your own.")
@@ -132,7 +149,9 @@ def select(
     query_ids, texts = _queries(queries, in_)
     selector = PromptSelector.load(model, embedder=embedder)
     candidates = None if prompts is None else read_candidates(prompts, selector.model_)
-    selections = selector.select(texts, candidates, query_ids=query_ids, top=top)
+    selections = selector.select(
+        texts, candidates, query_ids=query_ids, top=top, max_cost=max_cost, cost_weight=cost_weight
+    )
     rows = [s.to_dict(explain=explain) for s in selections]
     if out is not None:
         write_rows(rows, out)
@@ -210,6 +229,8 @@ def print_evaluation(document: dict[str, Any]) -> None:
     print(f"ceiling of a choice per query: {percent(ceiling['value'])} {bounds} ({ceiling['method']});")
     if ceiling["one_draw_oracle"] is not None:
         print(f"one run of every prompt, best in hindsight: {percent(ceiling['one_draw_oracle'])}, luck included.")
+    if document["cost"]:
+        _print_cost(document["cost"], best)
     if "self_check" in document:
         _print_self_check(document["self_check"])
     print(f"deployed: {_deployed(document['deploy']['policy'], best)}, because {document['deploy']['reason']}")
@@ -234,6 +255,26 @@ def _print_off_policy(found: dict[str, Any], policies: dict[str, Any]) -> None:
             for name, row in found["estimates"].items()
         ],
     )
+
+
+def _print_cost(cost: dict[str, Any], best: str) -> None:
+    """Print what policies cost and what thrift would keep."""
+    spent = ", ".join(f"{name} {value:.4g}" for name, value in cost["policies"].items())
+    print(f"mean cost per query ({cost['unit']}): {spent}; the cheapest prompt is {cost['cheapest_prompt']}.")
+    for point in cost["calibrated"]:
+        print(
+            f"  thrift set on the training log to keep {percent(point['target'])} of what {best} has over "
+            f"{cost['cheapest_prompt']}: here it keeps {percent(point['gap_recovered'])} at "
+            f"{percent(point['cost_ratio'])} of its cost (--cost-weight {point['weight']:.4g})"
+        )
+    if cost["area"] is not None:
+        print(f"  area under the gap recovered by cost {cost['area']:.3f} (mixing at random 0.500)")
+
+
+def _prices(path: Path | None) -> Any:
+    from oirl.logs.costs import read_prices
+
+    return None if path is None else read_prices(path)
 
 
 def _print_self_check(check: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from oirl.evaluation.power import compare_prompts, power_of
 from oirl.evaluation.replies import check_cut_off, check_labels
 from oirl.evaluation.success import prompt_success
 from oirl.logs.cells import Cells, make_cells
+from oirl.logs.costs import run_costs
 from oirl.logs.splits import distinct_queries, find_leaks, group_queries
 from oirl.logs.store import conform_table
 from oirl.logs.text import normalise
@@ -51,6 +53,7 @@ class Audit:
         comparisons: Pairs of prompts, the least sure first (`oirl.evaluation.power.Comparison`).
         ceiling: What the best choice per query could reach (`oirl.evaluation.ceilings.Ceiling`).
         power: How small a gain the log could show (`oirl.evaluation.power.Power`).
+        costs: Per prompt the means of tokens_in, tokens_out and cost per run, None where not known.
         verdict: What it comes to, in sentences.
         warnings: What is wrong with the log.
     """
@@ -68,6 +71,7 @@ class Audit:
     comparisons: list[dict[str, Any]]
     ceiling: dict[str, Any]
     power: dict[str, Any]
+    costs: list[dict[str, Any]] = field(default_factory=list)
     verdict: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -76,11 +80,12 @@ class Audit:
         return asdict(self)
 
 
-def audit(log: pa.Table, *, seed: int = 0) -> Audit:
+def audit(log: pa.Table, *, prices: Mapping[str, tuple[float, float]] | None = None, seed: int = 0) -> Audit:
     """Say what a log can tell and what it cannot. No model is fitted.
 
     Args:
         log: Interactions; all rows count, whatever their split.
+        prices: Prices of tokens by model, for logs without costs (`oirl.logs.costs.read_prices`).
         seed: For the sample of replies that are graded, and the ceiling.
 
     Raises:
@@ -111,6 +116,7 @@ def audit(log: pa.Table, *, seed: int = 0) -> Audit:
         comparisons=[],
         ceiling={},
         power={},
+        costs=_costs(log, prices),
         warnings=[w for w in (leaks.warning(), grouping.warning(), pooled_models_warning(log)) if w],
     )
     if log["correct"].null_count == len(log):
@@ -121,6 +127,19 @@ def audit(log: pa.Table, *, seed: int = 0) -> Audit:
         _describe_verdicts(found, cells, np.array([group_of[name] for name in cells.query_ids]), rng)
     found.warnings += _data_warnings(found)
     return found
+
+
+def _costs(log: pa.Table, prices: Mapping[str, tuple[float, float]] | None) -> list[dict[str, Any]]:
+    found = run_costs(log, prices)
+    if found is None:
+        return []
+    money = found.values if found.unit == "money" else np.full(len(log), np.nan)
+    table = log.select(["prompt_id", "tokens_in", "tokens_out"]).append_column(
+        "cost", pa.array(money, from_pandas=True)
+    )
+    means = table.group_by("prompt_id").aggregate([(name, "mean") for name in ("tokens_in", "tokens_out", "cost")])
+    rows = [{key.removesuffix("_mean"): value for key, value in row.items()} for row in means.to_pylist()]
+    return sorted(rows, key=lambda row: row["prompt_id"])
 
 
 def _group_of_texts(log: pa.Table, ids: list[str], groups: np.ndarray) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 from oirl.errors import ConfigError, DataError, NotFittedError
 from oirl.evaluation import metrics
 from oirl.evaluation.ceilings import best_choice_ceiling
+from oirl.evaluation.cost_curve import cost_document
 from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval
 from oirl.evaluation.logged import logged_runs
 from oirl.evaluation.policies import one_hot
@@ -23,14 +25,15 @@ from oirl.evaluation.valuation import (
     replay_policies,
     value_off_policy,
 )
-from oirl.logs.cells import Cells, make_cells
+from oirl.logs.cells import Cells, make_cells, name_actions
+from oirl.logs.costs import COST_COLUMNS
 from oirl.logs.splits import find_leaks, group_queries, test_rows
 from oirl.logs.store import conform_table
 from oirl.rewards.prompts import PromptRewardModel
 from oirl.rewards.training import COLUMNS, check_seed, pooled_models_warning
 
 POLICIES = ("best_prompt", "selector", "deployed", "knn", "random")
-EVALUATED = (*COLUMNS, "propensity")
+EVALUATED = tuple(dict.fromkeys((*COLUMNS, "propensity", *COST_COLUMNS)))
 """The columns of a log that `evaluate` reads."""
 
 
@@ -67,6 +70,8 @@ class Evaluation:
         off_policy: Where values are not replayed: how prompts were chosen, support, and what each estimator says.
         ceiling: What the best choice per query could reach.
         deploy: What the gate decided when the model was fitted.
+        cost: What prompts and policies cost, and the cost-quality curve (`oirl.evaluation.cost_curve`); None where
+            costs are not known.
         warnings: What limits the figures.
     """
 
@@ -80,6 +85,7 @@ class Evaluation:
     off_policy: dict[str, Any] | None
     ceiling: dict[str, Any]
     deploy: dict[str, Any]
+    cost: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +94,13 @@ class Evaluation:
 
 
 def evaluate(
-    selector: Selector, log: pa.Table, *, estimator: str = "auto", seed: int = 0, draws: int = 2000
+    selector: Selector,
+    log: pa.Table,
+    *,
+    estimator: str = "auto",
+    prices: Mapping[str, tuple[float, float]] | None = None,
+    seed: int = 0,
+    draws: int = 2000,
 ) -> Evaluation:
     """Evaluate a fitted selector and its reward model on a log.
 
@@ -101,6 +113,7 @@ def evaluate(
         selector: A fitted or loaded `oirl.PromptSelector`.
         log: Interactions with verdicts.
         estimator: "auto", or one of `oirl.evaluation.valuation.ESTIMATORS`.
+        prices: Prices of tokens by model, for logs without costs (`oirl.logs.costs.read_prices`).
         seed: For the bootstrap.
         draws: Number of bootstrap resamples.
 
@@ -116,7 +129,7 @@ def evaluate(
     if estimator not in ("auto", *ESTIMATORS):
         raise ConfigError(f"unknown estimator {estimator!r}; known: auto, {', '.join(ESTIMATORS)}")
     rng = np.random.default_rng(seed)
-    log = conform_table(log, EVALUATED)
+    log = name_actions(conform_table(log, EVALUATED), getattr(selector, "actions", "prompt"))
     tested = test_rows(log)
     everything = make_cells(tested)
     _check_prompts(everything, model)
@@ -156,6 +169,17 @@ def evaluate(
     reached = [] if seen or valuation.off_policy else list(valuation.contributions.values())
     lows = [values[name]["ci_low"] for name in valuation.contributions] if reached else []
     ceiling, limits = _ceiling(runs, successes, groups.labels[here], rng, reached, lows)
+    thrift = cost_document(
+        getattr(selector, "costs_", None),
+        tested,
+        cells,
+        scores[here],
+        {name: policy[here] if len(policy) == len(here) else policy for name, policy in policies.items()},
+        groups.labels[here],
+        prices,
+        best=model.train_.best,
+        margin=getattr(selector.deployment_, "margin", 0.0),
+    )
     return Evaluation(
         n_rows=int(cells.runs.sum()),
         n_queries=len(cells.queries),
@@ -167,6 +191,7 @@ def evaluate(
         off_policy=valuation.off_policy,
         ceiling=ceiling,
         deploy={"policy": selector.deployment_.policy, "reason": selector.deployment_.reason},
+        cost=thrift,
         warnings=warnings + limits,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from oirl.errors import DataError
+from oirl.errors import ConfigError, DataError
 from oirl.logs.text import normalise
 
 
@@ -97,6 +97,28 @@ class Cells:
         present = np.zeros(len(self.queries), dtype=bool)
         present[cells.query_index] = True
         return cells.of_queries(present)
+
+
+def name_actions(log: pa.Table, actions: str) -> pa.Table:
+    """Return a log whose prompt ids name what is chosen: prompts, or pairs of language model and prompt.
+
+    Args:
+        log: Interactions; needs prompt_id and model.
+        actions: "prompt" leaves the log as it is; "pair" names `MODEL | PROMPT_ID`, without rows that name no model.
+
+    Raises:
+        ConfigError: If `actions` is another word.
+        DataError: If pairs are asked for and no row names its model.
+    """
+    if actions == "prompt":
+        return log
+    if actions != "pair":
+        raise ConfigError(f"actions {actions!r}; allowed: prompt, pair")
+    known = log.filter(pc.is_valid(log["model"]))
+    if not len(known):
+        raise DataError("actions 'pair' need the column `model`, and no row has one; give it with --set model=NAME")
+    names = pc.binary_join_element_wise(known["model"], known["prompt_id"], " | ")
+    return known.set_column(known.column_names.index("prompt_id"), "prompt_id", names)
 
 
 def make_cells(log: pa.Table) -> Cells:

@@ -66,6 +66,7 @@ class Manifest(BaseModel):
         metrics: Held-out metrics on the training log, by cross-fitting.
         calibration: How scores became probabilities.
         deploy: What the gate decided, for a selector.
+        costs: What prompts cost, and what each weight of cost gives, for a selector that knows costs.
         warnings: What limits the model.
         files: Name -> SHA-256 of the other files.
     """
@@ -82,6 +83,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float | None]
     calibration: dict[str, Any]
     deploy: dict[str, Any] | None = None
+    costs: dict[str, Any] | None = None
     warnings: list[str] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict)
 

@@ -77,8 +77,11 @@ def check_seed(seed: int) -> None:
 def pooled_models_warning(log: pa.Table) -> str | None:
     """Return a sentence if the runs are of several language models, whose prompts cannot well be compared."""
     found = [name for name in pc.unique(log["model"]).to_pylist() if name is not None]
-    if len(found) < 2 or pc.all(pc.equal(log["model"], log["prompt_id"]), skip_nulls=False).as_py():
-        return None  # a router's table, where the model itself is the prompt
+    pairs = log.group_by(["model", "prompt_id"]).aggregate([]).to_pylist()
+    # In a router's table, and among pairs (`name_actions`), the model is part of what is chosen.
+    chosen = all(p["prompt_id"] == p["model"] or p["prompt_id"].startswith(f"{p['model']} | ") for p in pairs)
+    if len(found) < 2 or chosen:
+        return None
     shown = ", ".join(sorted(found)[:4]) + (", …" if len(found) > 4 else "")
     return f"the log holds runs of {len(found)} language models ({shown}), pooled here; use the rows of one at a time"
 

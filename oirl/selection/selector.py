@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,23 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from oirl.errors import ConfigError, ModelFileError, NotFittedError, nearest
+from oirl.evaluation.costs import choose_by_cost
 from oirl.evaluation.evaluate import model_metrics
 from oirl.evaluation.policies import switch
-from oirl.logs.cells import Cells
+from oirl.logs.cells import Cells, name_actions
+from oirl.logs.costs import COST_COLUMNS
 from oirl.logs.queries import read_prompts
 from oirl.logs.splits import find_leaks, train_rows
-from oirl.logs.store import conform_table
+from oirl.logs.store import conform_table, first_line
 from oirl.logs.text import template_id, text_id
 from oirl.rewards.prompts import PromptRewardModel
 from oirl.rewards.saving import read_manifest, save_folder
 from oirl.rewards.training import COLUMNS
+from oirl.selection.costs import CostPlan, learn_costs
 from oirl.selection.gate import MARGINS, Deployment, decide
+
+FITTED = tuple(dict.fromkeys((*COLUMNS, *COST_COLUMNS)))
+"""The columns of a log that a selector learns from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,40 @@ class Selection:
         return row
 
 
+@dataclass(frozen=True, slots=True)
+class Thrift:
+    """How cost counts in a selection.
+
+    Attributes:
+        weight: Success that a unit of cost is worth.
+        prices: Cost of each candidate, float (P',).
+        single: Position of the best single candidate at this weight.
+        margin: Smallest advantage that pays for leaving it.
+        deploy: Whether choosing per query is shown to pay at this weight.
+    """
+
+    weight: float
+    prices: np.ndarray
+    single: int
+    margin: float
+    deploy: bool
+
+    def choose(self, scores: np.ndarray) -> np.ndarray:
+        """Return the position of the candidate taken for each query, int (Q,)."""
+        if not self.deploy:
+            return np.full(len(scores), self.single)
+        return choose_by_cost(scores, self.prices, self.weight, self.single, self.margin)
+
+
+def _restored_costs(path: str | os.PathLike[str], found: dict[str, Any] | None, prompts: int) -> CostPlan | None:
+    if found is None:
+        return None
+    try:
+        return CostPlan.from_dict(found, prompts)
+    except (KeyError, TypeError, ValueError) as e:
+        raise ModelFileError(f"{path}: `costs` in the manifest are not sound: {first_line(e)}; fit it again") from e
+
+
 def _coverage_warning(cells: Cells) -> list[str]:
     runs, _ = cells.matrices()
     full = int(np.all(runs > 0, axis=1).sum())
@@ -130,19 +170,31 @@ class PromptSelector:
     Args:
         model: The reward model to fit; `PromptRewardModel()` when None.
         margins: Estimated gains among which the gate finds the one from which a switch pays.
+        actions: What is chosen: "prompt", or "pair" for a language model and a prompt.
+        prices: Prices of tokens by model, for logs without costs (`oirl.logs.costs.read_prices`).
 
     Attributes:
         model_: The fitted reward model.
         deployment_: What the gate decided (`Deployment`).
         metrics_: Held-out metrics of the reward model on the training log, by cross-fitting.
+        costs_: What prompts cost and what thrift gives (`CostPlan`); None where the log does not tell.
         warnings_: What limits the selector.
     """
 
     kind = "prompt-selector"
 
-    def __init__(self, model: PromptRewardModel | None = None, *, margins: Sequence[float] = MARGINS) -> None:
+    def __init__(
+        self,
+        model: PromptRewardModel | None = None,
+        *,
+        margins: Sequence[float] = MARGINS,
+        actions: str = "prompt",
+        prices: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
         self.model = model
         self.margins = margins
+        self.actions = actions
+        self.prices = prices
 
     def fit(self, log: pa.Table) -> PromptSelector:
         """Fit the reward model and let the gate decide, on the rows marked "train" where the log marks any.
@@ -153,15 +205,17 @@ class PromptSelector:
         """
         if not self.margins or min(self.margins) < 0:
             raise ConfigError(f"margins={self.margins!r}; numbers of 0 or more are needed")
-        log = conform_table(log, COLUMNS)
+        log = name_actions(conform_table(log, FITTED), self.actions)
         leaks = find_leaks(log).warning()
-        self.model_ = (self.model or PromptRewardModel()).clone().fit(train_rows(log))
+        rows = train_rows(log)
+        self.model_ = (self.model or PromptRewardModel()).clone().fit(rows)
         held_out = self.model_.held_out_
         cells = held_out.cells
         predicted = held_out.probability[cells.query_index, cells.prompt_index]
         self.metrics_ = model_metrics(predicted, cells, self.model_.train_.rates)
         rng = np.random.default_rng(self.model_.seed)
         self.deployment_ = decide(held_out, self.model_.train_.best, rng, self.margins)
+        self.costs_ = learn_costs(rows, held_out, self.deployment_.margin, self.prices)
         self.warnings_ = [*([leaks] if leaks else []), *self.model_.warnings_, *_coverage_warning(cells)]
         return self
 
@@ -184,6 +238,8 @@ class PromptSelector:
         *,
         query_ids: Sequence[str] | None = None,
         top: int = 1,
+        max_cost: float | None = None,
+        cost_weight: float | None = None,
     ) -> list[Selection]:
         """Choose the prompt of each query, by the policy that the gate deployed.
 
@@ -195,6 +251,8 @@ class PromptSelector:
             prompts: The candidates; the prompts of the training log when None.
             query_ids: Names of the queries; hashes of their texts when None.
             top: How many prompts per query, best first.
+            max_cost: Mean cost per query that may not be exceeded, as calibrated on the training log.
+            cost_weight: Success that a unit of cost is worth: the highest score − weight · cost is taken.
 
         Raises:
             NotFittedError: If neither `fit` nor `load` was called.
@@ -210,8 +268,9 @@ class PromptSelector:
             raise ConfigError(f"{len(query_ids)} query_ids for {len(queries)} queries; one for each is needed")
         candidates, known = self._candidates(prompts)
         scores = self.model_.predict_columns(queries, known, [c.prompt for c in candidates])
-        best = self._baseline(known, scores)
-        choice = self._choice(scores, known, best)
+        thrift = self._thrift(max_cost, cost_weight, known)
+        best = self._baseline(known, scores) if thrift is None else thrift.single
+        choice = self._choice(scores, known, best) if thrift is None else thrift.choose(scores)
         ids = [text_id(q) for q in queries] if query_ids is None else list(query_ids)
         found: list[Selection] = []
         for i, query in enumerate(queries):
@@ -244,7 +303,9 @@ class PromptSelector:
             "metrics": self.metrics_,
             "deploy": self.deployment_.to_dict(),
             "warnings": self.warnings_,
+            "costs": None if self.costs_ is None else self.costs_.to_dict(),
         }
+        manifest["data"]["actions"] = self.actions
         manifest["data"]["margins"] = [float(m) for m in self.margins]
         save_folder(path, manifest, arrays)
 
@@ -265,12 +326,36 @@ class PromptSelector:
         model = PromptRewardModel.load(path, embedder=embedder)
         if deployment.policy not in ("selector", "best_prompt"):
             raise ModelFileError(f"{path}: unknown policy {deployment.policy!r} in the manifest; fit the model again")
-        selector = cls(model, margins=tuple(manifest.data.get("margins", MARGINS)))
+        actions = manifest.data.get("actions", "prompt")
+        selector = cls(model, margins=tuple(manifest.data.get("margins", MARGINS)), actions=actions)
+        selector.costs_ = _restored_costs(path, manifest.costs, len(model.prompt_ids_))
         selector.model_ = model
         selector.deployment_ = deployment
         selector.metrics_ = manifest.metrics
         selector.warnings_ = manifest.warnings
         return selector
+
+    def _thrift(self, max_cost: float | None, cost_weight: float | None, known: np.ndarray) -> Thrift | None:
+        """Return how cost counts in a selection, None where it does not."""
+        if max_cost is None and cost_weight is None:
+            return None
+        if max_cost is not None and cost_weight is not None:
+            raise ConfigError("max_cost and cost_weight are given; use one of the two")
+        if self.costs_ is None:
+            raise ConfigError(
+                "this model knows no costs: its training log had neither `cost` nor `tokens_in` and `tokens_out`"
+            )
+        if (known < 0).any() or not len(known):
+            raise ConfigError("the cost of a prompt that the training log does not hold is not known; leave it out")
+        if max_cost is not None:
+            point = self.costs_.within(max_cost)
+            weight = point.weight
+        else:
+            weight = float(cost_weight or 0.0)
+            point = self.costs_.at_weight(weight)
+        prices = self.costs_.prices[known]
+        single = int((self.costs_.values[known] - weight * prices).argmax())
+        return Thrift(weight, prices, single, self.deployment_.margin, point.deploy)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "model_"):
