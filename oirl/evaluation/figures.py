@@ -79,6 +79,29 @@ def gain_curve_figure(curve: Sequence[dict[str, Any]], switched: float | None) -
     return _svg(draw, "gain", height=3.2)
 
 
+def cost_figure(curve: Sequence[dict[str, Any]], unit: str) -> str:
+    """Return success against cost of the calibrated weights, with intervals; filled where choosing is deployed."""
+
+    def draw(axes: Any) -> None:
+        for point in curve:
+            chosen = point["deploy"] == "selector"
+            ends = [[100 * (point["value"] - point["ci_low"])], [100 * (point["ci_high"] - point["value"])]]
+            face = _ACCENT if chosen else "none"
+            axes.errorbar(
+                [point["cost"]],
+                [100 * point["value"]],
+                yerr=ends,
+                fmt="o",
+                color=_ACCENT,
+                markerfacecolor=face,
+                capsize=2,
+            )
+        axes.set_xlabel(f"mean cost per query ({unit})")
+        axes.set_ylabel("success (%)")
+
+    return _svg(draw, "cost", height=3.2)
+
+
 def _svg(draw: Callable[[Any], None], name: str, height: float) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -12,7 +12,7 @@ from typing import Any
 
 from oirl import __version__
 from oirl.evaluation.details import Details
-from oirl.evaluation.figures import gain_curve_figure, intervals_figure, reliability_figure
+from oirl.evaluation.figures import cost_figure, gain_curve_figure, intervals_figure, reliability_figure
 from oirl.logs.atomic import atomic_file
 from oirl.logs.store import Source
 
@@ -127,6 +127,8 @@ def _evaluation_body(d: dict[str, Any], details: Details) -> list[str]:
     )
     parts.append(_ceiling(ceiling))
     parts += _choosing(d, details)
+    if d.get("cost"):
+        parts += _cost(d["cost"], best["prompt_id"])
     m, null = d["model"], d["null_model"]
     parts += ["<h2>The reward model</h2>"]
     parts.append(
@@ -167,6 +169,25 @@ def _choosing(d: dict[str, Any], details: Details) -> list[str]:
                 for s in details.switches
             ],
         ),
+    ]
+
+
+def _cost(cost: dict[str, Any], best: str) -> list[str]:
+    caption = "Success against cost as thrift grows; filled where choosing per query is deployed. Intervals are 95%."
+    said = [
+        f"<li>Thrift set on the training log to keep {_percent(c['target'])} of what {escape(best)} has over "
+        f"{escape(cost['cheapest_prompt'])} keeps {_percent(c['gap_recovered'])} here, at {_percent(c['cost_ratio'])} "
+        "of its cost.</li>"
+        for c in cost["calibrated"]
+    ]
+    return [
+        "<h2>Cost</h2>",
+        _rows(
+            ["policy", f"mean cost per query ({cost['unit']})"],
+            [[name, f"{value:.4g}"] for name, value in cost["policies"].items()],
+        ),
+        _figure(cost_figure(cost["curve"], cost["unit"]), caption, "Success against cost"),
+        f"<ul>{''.join(said)}</ul>",
     ]
 
 

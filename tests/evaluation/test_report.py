@@ -57,7 +57,7 @@ def test_the_verdict_comes_first_and_every_part_is_there(page: str) -> None:
         "Replies side by side", "Warnings", "Method",
     ]  # fmt: skip
     assert page.index('class="verdict"') < page.index("<h2>")
-    assert page.count("<figure>") == 4
+    assert page.count("<figure>") == 4  # no costs in this log
     for word in ("best_prompt", "selector", "random", "knn", "Ceiling", "replay"):
         assert word in page
 
@@ -96,6 +96,15 @@ def test_a_log_without_values_or_verdicts_has_a_page(log: pa.Table) -> None:
     assert "does not tell" in text
     blank = table.set_column(table.schema.get_field_index("correct"), "correct", pa.nulls(len(table), pa.bool_()))
     assert "No row has a verdict" in render_report(audit(blank).to_dict(), audit_details(blank))
+
+
+def test_costs_have_a_figure() -> None:
+    table = make_log(100, seed=5)
+    table = table.append_column("cost", pa.array([float("abc".index(p)) for p in table["prompt_id"].to_pylist()]))
+    selector = PromptSelector().fit(table)
+    text = render_report(evaluate(selector, table, draws=50).to_dict(), evaluation_details(selector, table))
+    assert "<h2>Cost</h2>" in text
+    assert text.count("<figure>") == 5
 
 
 def test_a_large_log_makes_no_large_page() -> None:
