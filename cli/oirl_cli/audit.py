@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oirl_cli.output import check_report, interval, note, percent, print_json, print_table, shorten, working
+from oirl_cli.output import check_report, interval, note, percent, print_json, print_table, say, shorten, working
 
 _PAIRS = 10
 
@@ -53,8 +53,8 @@ def audit(
 def print_audit(document: dict[str, Any]) -> None:
     """Print an audit for people: the verdict first."""
     for sentence in document["verdict"]:
-        print(sentence)
-    print()
+        say(sentence)
+    say()
     _print_rows(document)
     if document["prompts"]:
         print_table(
@@ -73,12 +73,12 @@ def print_audit(document: dict[str, Any]) -> None:
         _print_costs(document["costs"])
         _print_pairs(document["comparisons"])
         ceiling = document["ceiling"]
-        print(
+        say(
             f"ceiling of a choice per query: {percent(ceiling['value'])} "
             f"{interval(ceiling['ci_low'], ceiling['ci_high'])} ({ceiling['method']})"
         )
     for example in document["labels"]["examples"][:3]:
-        print(
+        say(
             f"  row {example['row']:,}: logged {_word(example['logged'])}, by a careful reading "
             f"{_word(example['careful'])}; answer {shorten(example['answer'], 30)}, "
             f"reply …{shorten(example['response'][-120:], 120)}"
@@ -89,28 +89,26 @@ def print_audit(document: dict[str, Any]) -> None:
 
 def _print_rows(document: dict[str, Any]) -> None:
     d, c, r = document["duplicates"], document["coverage"], document["replicates"]
-    print(
+    say(
         f"{document['n_rows']:,} rows, {document['n_queries']:,} queries, {document['n_prompts']} prompts; "
         f"{d['groups']:,} unlike queries ({d['exact']:,} with another of the same text, {d['near']:,} near duplicates)"
     )
     leaks = document["leaks"]
     if leaks["queries"]:
-        print(f"split column: {leaks['exact']:,} queries stand on several sides, {leaks['near']:,} nearly do")
+        say(f"split column: {leaks['exact']:,} queries stand on several sides, {leaks['near']:,} nearly do")
     else:
-        print("split column: none, so nothing can leak; `oirl split` makes one")
+        say("split column: none, so nothing can leak; `oirl split` makes one")
     if "cells" in c:
-        print(
+        say(
             f"coverage: {c['complete_queries']:,} queries were run under every prompt, {c['one_prompt_queries']:,} "
             f"under one; {c['missing']:,} of {c['cells'] + c['missing']:,} cells are missing"
         )
     if r["cells"]:
-        print(f"replicates: {r['cells']:,} cells were run more than once; two runs agree {percent(r['agreement'])}")
+        say(f"replicates: {r['cells']:,} cells were run more than once; two runs agree {percent(r['agreement'])}")
     labels = document["labels"]
     if labels["checker"]:
         sample = " (a sample)" if labels["sampled"] else ""
-        print(
-            f"labels: {labels['changed']:,} of {labels['regraded']:,} verdicts{sample} change under a careful reading"
-        )
+        say(f"labels: {labels['changed']:,} of {labels['regraded']:,} verdicts{sample} change under a careful reading")
 
 
 def _print_costs(costs: list[dict[str, Any]]) -> None:
@@ -128,7 +126,7 @@ def _print_pairs(comparisons: list[dict[str, Any]]) -> None:
     alike = [c for c in comparisons if not c["told_apart"]]
     if not alike:
         return
-    print(f"{len(alike)} of {len(comparisons)} pairs of prompts cannot be told apart (5%, Holm):")
+    say(f"{len(alike)} of {len(comparisons)} pairs of prompts cannot be told apart (5%, Holm):")
     print_table(
         ["better", "other", "difference (points)", "queries", "p"],
         [

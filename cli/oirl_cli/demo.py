@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from oirl.errors import ConfigError
 from oirl_cli.models import describe_metrics, print_evaluation, print_selection
 from oirl_cli.output import print_json, working
 
@@ -32,6 +33,8 @@ def demo(
     from oirl_data import demo_path
 
     begin = time.perf_counter()
+    if out.is_dir() and any(out.iterdir()) and not (out / "model" / "manifest.json").is_file():
+        raise ConfigError(f"{out} holds other files, which the demo could replace; name a new folder with --out")
     log, model, chosen = out / "log.parquet", out / "model", out / "selected.jsonl"
     report = out / "report.html"
     show = _silent if json_ else print

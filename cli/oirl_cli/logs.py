@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from oirl.errors import ConfigError
-from oirl_cli.output import note, print_json, shorten, working
+from oirl_cli.output import note, print_json, say, shorten, working
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def import_(
     """Read files of any known format and write one log; say which rows were refused and why."""
     from oirl.logs.importing.pipeline import import_log
 
-    with working(f"importing to {out}") as say:
+    with working(f"importing to {out}") as progress:
         report = import_log(
             sources,
             out,
@@ -57,22 +57,22 @@ def import_(
             filter=filter_,
             scorer=scorer,
             strict=strict,
-            progress=say,
+            progress=progress,
         )
     if json_:
         print_json(report.to_dict())
         return
     what = {"interactions": "rows", "queries": "queries", "preferences": "pairs"}[report.record]
-    print(f"{report.out}: {report.rows_kept:,} {what} kept of {report.rows_read:,}")
+    say(f"{report.out}: {report.rows_kept:,} {what} kept of {report.rows_read:,}")
     if report.record == "interactions":
-        print(f"  {report.n_queries:,} queries, {report.n_prompts:,} prompts")
+        say(f"  {report.n_queries:,} queries, {report.n_prompts:,} prompts")
     for file in report.files:
-        print(f"  {file['file']} ({file['format']}): {file['rows_kept']:,} kept, {file['rows_refused']:,} refused")
+        say(f"  {file['file']} ({file['format']}): {file['rows_kept']:,} kept, {file['rows_refused']:,} refused")
         for prompt in (p for p in report.prompts if p["file"] == file["file"]):
-            print(f"    {_origin(prompt)}: {shorten(prompt['prompt'])}")
+            say(f"    {_origin(prompt)}: {shorten(prompt['prompt'])}")
     if report.grade:
         g = report.grade
-        print(
+        say(
             f"  graded by {g['checker']}: {g['graded']:,} rows, {g['changed']:,} verdicts changed "
             f"({g['to_right']:,} of them from wrong to right), {g['filled']:,} new, {g['not_gradable']:,} not gradable"
         )
@@ -98,11 +98,11 @@ def export(
     if json_:
         print_json(report.to_dict())
         return
-    print(f"{report.out} ({report.format}): {report.written:,} written, from {report.rows_read:,} rows")
+    say(f"{report.out} ({report.format}): {report.written:,} written, from {report.rows_read:,} rows")
     for reason, count in report.left_out.most_common():
         note(f"  left out {count:,}: {reason}")
     if report.next:
-        print(f"  next: {report.next}")
+        say(f"  next: {report.next}")
 
 
 def split(
@@ -123,7 +123,7 @@ def split(
         print_json(report)
         return
     for part in report["parts"]:
-        print(f"{part['file']}: {part['rows']:,} rows, {part['queries']:,} queries")
+        say(f"{part['file']}: {part['rows']:,} rows, {part['queries']:,} queries")
     for warning in report["warnings"]:
         note(f"warning: {warning}")
 

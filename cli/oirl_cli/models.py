@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from oirl.errors import ConfigError
-from oirl_cli.output import check_report, interval, note, percent, points, print_json, print_table, working
+from oirl_cli.output import check_report, interval, note, percent, points, print_json, print_table, say, working
 
 TARGETS = ("prompt",)
 
@@ -59,9 +59,9 @@ def fit(
         return
     m, d = selector.metrics_, selector.deployment_
     train = selector.model_.train_
-    print(f"{out}: {model} on {embedder}, {train.n_rows:,} runs of {train.n_queries:,} queries")
-    print(f"held out on the training log: {describe_metrics(m)}")
-    print(f"deployed: {_deployed(d.policy, d.best_prompt)}, because {d.reason}")
+    say(f"{out}: {model} on {embedder}, {train.n_rows:,} runs of {train.n_queries:,} queries")
+    say(f"held out on the training log: {describe_metrics(m)}")
+    say(f"deployed: {_deployed(d.policy, d.best_prompt)}, because {d.reason}")
     _warn(selector.warnings_)
 
 
@@ -194,7 +194,7 @@ def describe_metrics(m: dict[str, Any]) -> str:
 
 def print_evaluation(document: dict[str, Any]) -> None:
     """Print an evaluation for people: prompts, policies, ceiling, decision."""
-    print(
+    say(
         f"{document['n_rows']:,} runs, {document['n_queries']:,} queries, {document['n_prompts']} prompts known "
         "to the model"
     )
@@ -205,8 +205,8 @@ def print_evaluation(document: dict[str, Any]) -> None:
             for p in document["prompts"]
         ],
     )
-    print(f"reward model: {describe_metrics(document['model'])}")
-    print(f"prompt means alone: {describe_metrics(document['null_model'])}")
+    say(f"reward model: {describe_metrics(document['model'])}")
+    say(f"prompt means alone: {describe_metrics(document['null_model'])}")
     print_table(
         ["policy", "success", "95% interval", "gain (points)", "95% interval "],
         [
@@ -223,24 +223,26 @@ def print_evaluation(document: dict[str, Any]) -> None:
     best = document["policies"]["best_prompt"]["prompt_id"]
     if document["off_policy"]:
         _print_off_policy(document["off_policy"], document["policies"])
-    print(f"best_prompt is {best}, the best single prompt of the training log; gains are against it, paired by query.")
+    say(f"best_prompt is {best}, the best single prompt of the training log; gains are against it, paired by query.")
     ceiling = document["ceiling"]
-    bounds = interval(ceiling.get("ci_low"), ceiling.get("ci_high"))
-    print(f"ceiling of a choice per query: {percent(ceiling['value'])} {bounds} ({ceiling['method']});")
-    if ceiling["one_draw_oracle"] is not None:
-        print(f"one run of every prompt, best in hindsight: {percent(ceiling['one_draw_oracle'])}, luck included.")
+    if ceiling["one_draw_oracle"] is None:
+        say(f"ceiling of a choice per query: {ceiling['method']}.")
+    else:
+        bounds = interval(ceiling["ci_low"], ceiling["ci_high"])
+        say(f"ceiling of a choice per query: {percent(ceiling['value'])} {bounds} ({ceiling['method']});")
+        say(f"one run of every prompt, best in hindsight: {percent(ceiling['one_draw_oracle'])}, luck included.")
     if document["cost"]:
         _print_cost(document["cost"], best)
     if "self_check" in document:
         _print_self_check(document["self_check"])
-    print(f"deployed: {_deployed(document['deploy']['policy'], best)}, because {document['deploy']['reason']}")
+    say(f"deployed: {_deployed(document['deploy']['policy'], best)}, because {document['deploy']['reason']}")
     _warn(document["warnings"])
 
 
 def _print_off_policy(found: dict[str, Any], policies: dict[str, Any]) -> None:
     """Print where values come from if not from replay: support, and what each estimator says."""
     names = list(dict.fromkeys(e for row in found["estimates"].values() for e in row))
-    print(f"values are estimated from runs that another policy chose: {found['reason']}.")
+    say(f"values are estimated from runs that another policy chose: {found['reason']}.")
     print_table(
         ["policy", "estimator", *names, "effective queries", "largest weight", "unsupported"],
         [
@@ -260,15 +262,15 @@ def _print_off_policy(found: dict[str, Any], policies: dict[str, Any]) -> None:
 def _print_cost(cost: dict[str, Any], best: str) -> None:
     """Print what policies cost and what thrift would keep."""
     spent = ", ".join(f"{name} {value:.4g}" for name, value in cost["policies"].items())
-    print(f"mean cost per query ({cost['unit']}): {spent}; the cheapest prompt is {cost['cheapest_prompt']}.")
+    say(f"mean cost per query ({cost['unit']}): {spent}; the cheapest prompt is {cost['cheapest_prompt']}.")
     for point in cost["calibrated"]:
-        print(
+        say(
             f"  thrift set on the training log to keep {percent(point['target'])} of what {best} has over "
             f"{cost['cheapest_prompt']}: here it keeps {percent(point['gap_recovered'])} at "
             f"{percent(point['cost_ratio'])} of its cost (--cost-weight {point['weight']:.4g})"
         )
     if cost["area"] is not None:
-        print(f"  area under the gap recovered by cost {cost['area']:.3f} (mixing at random 0.500)")
+        say(f"  area under the gap recovered by cost {cost['area']:.3f} (mixing at random 0.500)")
 
 
 def _prices(path: Path | None) -> Any:
@@ -278,7 +280,7 @@ def _prices(path: Path | None) -> Any:
 
 
 def _print_self_check(check: dict[str, Any]) -> None:
-    print(
+    say(
         f"self-check: {check['n_queries']:,} complete queries thinned {check['repeats']} times to one run each "
         f"({check['logger']}); errors against the value of all runs"
     )
@@ -303,11 +305,11 @@ def _print_selection(rows: list[dict[str, Any]], deployment: Any) -> None:
 
     if not sys.stdout.isatty():
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            say(json.dumps(row, ensure_ascii=False))
         return
     print_selection(rows)
     if not any(row.get("extrapolation") for row in rows):
-        print(f"deployed: {_deployed(deployment.policy, deployment.best_prompt)}, because {deployment.reason}")
+        say(f"deployed: {_deployed(deployment.policy, deployment.best_prompt)}, because {deployment.reason}")
 
 
 def print_selection(rows: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oirl.errors import ConfigError
+from oirl.logs.text import printable
 
 
 def print_json(document: Any) -> None:
@@ -19,9 +20,14 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
 
 
+def say(text: str = "") -> None:
+    """Print a line on stdout; what stands in a log must not command the terminal."""
+    print(printable(text))
+
+
 def note(text: str) -> None:
-    """Print a line on stderr."""
-    print(text, file=sys.stderr)
+    """Print a line on stderr, as `say` does on stdout."""
+    print(printable(text), file=sys.stderr)
 
 
 def check_report(path: Path | None) -> None:
@@ -42,7 +48,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         numeric = i > 0 and all(not row[i] or row[i].lstrip("+-[").replace(".", "")[:1].isdigit() for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     # Written to a file or a pipe, a table must not be cut to the width of a terminal that is not there.
     width = None if sys.stdout.isatty() else 120
     Console(width=width, highlight=False, soft_wrap=False).print(table)

@@ -241,19 +241,9 @@ def _verdict(found: Audit, groups: int) -> list[str]:
         f"Best prompt: {best['prompt_id']} with {best['success']:.1%} success ({best['ci_low']:.1%} to "
         f"{best['ci_high']:.1%})."
     ]
-    alike = [
-        c["second"] if c["first"] == best["prompt_id"] else c["first"]
-        for c in found.comparisons
-        if best["prompt_id"] in (c["first"], c["second"]) and not c["told_apart"]
-    ]
     if not others:
-        said.append("There is one prompt only, so there is nothing to choose.")
-        return said
-    if alike:
-        shown = ", ".join(alike[:5]) + (", …" if len(alike) > 5 else "")
-        said.append(f"It cannot be told apart from {len(alike)} of the {len(others)} others ({shown}).")
-    else:
-        said.append("It is shown to be better than every other prompt that shares queries with it.")
+        return [*said, "There is one prompt only, so there is nothing to choose."]
+    said.append(_standing(found, best["prompt_id"], groups))
     said.append(_about_choosing(found))
     power = found.power
     if power["smallest_detectable_gain"] is not None:
@@ -264,24 +254,52 @@ def _verdict(found: Audit, groups: int) -> list[str]:
             + (f"; for one point {more:,} more queries are needed." if more else ", one point included.")
         )
     if groups < MIN_QUERIES:
-        said.append(f"There are only {groups} unlike queries: too few to conclude anything.")
+        said.append(f"That is too few to conclude anything; {MIN_QUERIES} are the least.")
     return said
+
+
+def _standing(found: Audit, best: str, groups: int) -> str:
+    """Return how the prompt with the highest success stands against the others, on the queries that they share."""
+    met = [c for c in found.comparisons if best in (c["first"], c["second"])]
+    unmet = len(found.prompts) - 1 - len(met)
+    if groups < MIN_QUERIES:
+        return f"With {groups} unlike queries nothing can be shown of the prompts."
+    if not met:
+        return "It cannot be compared: no other prompt was run on the same queries."
+    ahead = [c["first"] for c in met if c["told_apart"] and c["second"] == best]
+    if ahead:
+        return (
+            f"But {_some(ahead)} did better than it on the queries that they share: the prompts were not run on the "
+            "same queries, so that their success cannot be compared as it stands."
+        )
+    unsure = [c["second"] if c["first"] == best else c["first"] for c in met if not c["told_apart"]]
+    rest = f" {unmet} more were not run on the same queries." if unmet else ""
+    if unsure:
+        of = f"{len(unsure)} of the {len(met)} others on shared queries ({_some(unsure)})"
+        return f"It cannot be told apart from {of}.{rest}"
+    return f"It is shown to be better than each of the {len(met)} others on the queries that they share.{rest}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _about_choosing(found: Audit) -> str:
     ceiling = found.ceiling
     if ceiling.get("value") is None and ceiling.get("ci_high") is None:
         return (
-            "Whether choosing per query could pay is not known: no query was run under every prompt. Run some queries "
-            "under all prompts, better twice."
+            f"Whether choosing per query could pay is not known: {ceiling['n_queries']} queries were run under every "
+            f"prompt, and {MIN_QUERIES} unlike ones are the least. Run some under all prompts, better twice."
         )
-    room_low, room_high = (100 * (ceiling[key] - ceiling["best_prompt"]) for key in ("ci_low", "ci_high"))
+    room_low, room_high = 100 * (ceiling["gain_ci_low"] or 0.0), 100 * ceiling["gain_ci_high"]
+    if room_high < 0.05:
+        return "No query was right under another prompt than the best one, so choosing per query can gain nothing here."
     if ceiling.get("value") is None:
         return (
             f"Choosing per query could gain anything from 0 to {room_high:.1f} points; run some queries twice under "
             "every prompt to know more."
         )
-    room = 100 * (ceiling["value"] - ceiling["best_prompt"])
+    room = 100 * ceiling["gain"]
     hindsight = 100 * (ceiling["one_draw_oracle"] - ceiling["best_prompt"])
     return (
         f"The best choice per query could gain about {room:.1f} points ({max(room_low, 0):.1f} to {room_high:.1f}) "

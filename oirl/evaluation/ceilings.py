@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri
 
-from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means
+from oirl.evaluation.estimators import standard_error
+from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, success_interval
 
 _FOLDS, _HELD_OUT_DRAWS, _BOOTSTRAP, _NORMALS = 5, 100, 200, 4000
 _METHOD = (
@@ -21,7 +23,7 @@ _METHOD = (
 )
 _BOUNDS = (
     "bounds only: too few queries were run at least twice under every prompt to tell luck from merit; it lies between "
-    "the best single prompt and one run of every prompt in hindsight"
+    "the best single prompt and one run of every prompt in hindsight, each with its sampling error"
 )
 
 
@@ -33,6 +35,9 @@ class Ceiling:
         value: The estimate; None where runs were not repeated, so that only bounds are known.
         ci_low: Lower end of its 95% interval, or the lower bound.
         ci_high: Upper end, or the upper bound.
+        gain: The estimate less the success of the best single prompt.
+        gain_ci_low: Lower end of its 95% interval, paired; 0 where there are bounds only.
+        gain_ci_high: Upper end.
         best_prompt: Success of the best single prompt on the same queries.
         one_draw_oracle: How often one run of every prompt holds a right one: no ceiling, as luck is in it.
         held_out: Value of choosing by all runs but one, scored on the run left out; None without repeated runs.
@@ -43,6 +48,9 @@ class Ceiling:
     value: float | None
     ci_low: float | None
     ci_high: float | None
+    gain: float | None
+    gain_ci_low: float | None
+    gain_ci_high: float | None
     best_prompt: float | None
     one_draw_oracle: float | None
     held_out: float | None
@@ -83,7 +91,7 @@ def best_choice_ceiling(
     groups = np.arange(len(runs)) if clusters is None else clusters
     complete, repeated = (runs > 0).all(axis=1), (runs > 1).all(axis=1)
     if runs.shape[1] < 2 or len(np.unique(groups[repeated])) < MIN_QUERIES:
-        return _bounds(runs[complete], successes[complete])
+        return _bounds(runs[complete], successes[complete], groups[complete])
     n, k, own = runs[repeated], successes[repeated], groups[repeated]
     shrinkage = _shrinkage(n, k)
     held_out = _held_out_values(n, k, own, rng, shrinkage)
@@ -95,16 +103,21 @@ def best_choice_ceiling(
     resampled = bootstrap_means(columns, rng, _BOOTSTRAP, own)
     draws = [_extrapolate(row, seen, normals, shrinkage) for row in resampled]
     # A maximum is convex: draws lie as far above the estimate as the estimate lies above the truth.
-    estimate = max(2 * value - float(np.mean(draws)), best, float(held_out.mean()))
-    low, high = 2 * value - np.quantile(draws, [0.975, 0.025])
-    # What the extrapolation adds is a model's word: the interval reaches down to what was seen without it, and up by
-    # half of it.
-    low, high = min(low, np.quantile(resampled[:, 0], 0.025)), high + (estimate - held_out.mean()) / 2
-    low, estimate, high = np.clip([low, estimate, max(high, estimate)], 0, oracle)
+    estimate = min(max(2 * value - float(np.mean(draws)), best, float(held_out.mean())), max(oracle, best))
+    at = int((k / n).mean(axis=0).argmax())
+    extra = (estimate - float(held_out.mean())) / 2
+    low, high = _interval(value, np.array(draws), resampled[:, 0], extra)
+    # What one run of every prompt holds is more than any choice reaches, but it is itself known from a sample.
+    most = success_interval(1 - np.prod(1 - k / n, axis=1), own)[2]
+    over = resampled[:, 1 + at]
+    gain = _interval(value - best, np.array(draws) - over, resampled[:, 0] - over, extra)
     return Ceiling(
-        value=float(estimate),
-        ci_low=float(low),
-        ci_high=float(high),
+        value=estimate,
+        ci_low=max(0.0, min(low, estimate)),
+        ci_high=max(estimate, min(high, most)),
+        gain=estimate - best,
+        gain_ci_low=min(max(0.0, gain[0]), estimate - best),
+        gain_ci_high=max(estimate - best, min(gain[1], most)),
         best_prompt=best,
         one_draw_oracle=oracle,
         held_out=float(held_out.mean()),
@@ -113,11 +126,29 @@ def best_choice_ceiling(
     )
 
 
-def _bounds(n: np.ndarray, k: np.ndarray) -> Ceiling:
-    if not len(n):
-        return Ceiling(None, None, None, None, None, None, 0, "not known: no query was run under every prompt")
-    oracle, best = one_draw_oracle(n, k), float((k / n).mean(axis=0).max())
-    return Ceiling(None, best, oracle, best, oracle, None, len(n), _BOUNDS)
+def _interval(value: float, draws: np.ndarray, held_out: np.ndarray, extra: float) -> tuple[float, float]:
+    """Return the ends of the interval of an estimate from its bootstrap draws.
+
+    A maximum is convex: draws lie as far above the estimate as the estimate lies above the truth. What the
+    extrapolation adds is a model's word: the interval reaches down to what was seen without it, and up by `extra`.
+    """
+    low, high = 2 * value - np.quantile(draws, [0.975, 0.025])
+    return float(min(low, np.quantile(held_out, 0.025))), float(high + extra)
+
+
+def _bounds(n: np.ndarray, k: np.ndarray, groups: np.ndarray) -> Ceiling:
+    """Return bounds with the chance of the sample in them: no best prompt by luck below, no unlucky oracle above."""
+    if len(np.unique(groups)) < MIN_QUERIES:
+        method = f"not known: fewer than {MIN_QUERIES} unlike queries were run under every prompt"
+        return Ceiling(None, None, None, None, None, None, None, None, None, len(n), method)
+    rates = k / n
+    oracle, best = one_draw_oracle(n, k), float(rates.mean(axis=0).max())
+    # All prompts' lower limits hold together at 97.5% (Bonferroni), so the highest of them does.
+    z = float(ndtri(1 - 0.025 / rates.shape[1]))
+    low = float((rates.mean(axis=0) - z * standard_error(rates, groups)).max())
+    high = success_interval(1 - np.prod(1 - rates, axis=1), groups)[2]
+    room = max(0.0, high - low)
+    return Ceiling(None, max(0.0, low), high, None, 0.0, room, best, oracle, None, len(n), _BOUNDS)
 
 
 def _moments(n: np.ndarray, k: np.ndarray) -> np.ndarray:

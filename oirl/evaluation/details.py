@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from oirl.evaluation.evaluate import Selector
-from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval
-from oirl.evaluation.success import success_interval
+from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval, success_interval
 from oirl.evaluation.valuation import complete_queries
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.splits import group_queries, test_rows
@@ -37,8 +36,10 @@ class Details:
         gain_curve: If the queries with the largest predicted gain are switched: share, gain, ci_low, ci_high.
         switches: Per prompt switched to: prompt_id, queries, gain, ci_low, ci_high, and words that stand out.
         prompts: Prompts of the table, best first.
-        rows: Queries of the table: query_id, query, answer, chosen, and per prompt the runs, successes and a response.
+        rows: Queries of the table: query_id, query, answer, position of the chosen prompt, and for each prompt of
+            `prompts` [runs, successes, a response], or None where it was not run.
         n_queries: Queries that the rows were drawn from.
+        n_prompts: Prompts that those of the table were taken from.
     """
 
     reliability: list[dict[str, Any]] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Details:
     prompts: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     n_queries: int = 0
+    n_prompts: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the details as a dictionary for JSON."""
@@ -118,25 +120,30 @@ def replies_of(
     for row in part.select(["query_id", "prompt_id", "response", "answer"]).to_pylist():
         first.setdefault((row["query_id"], row["prompt_id"]), row)
     runs, successes = cells.matrices()
+    position = {cells.prompt_ids[p]: at for at, p in enumerate(prompts)}
     rows = []
     for i, name in zip(picked.tolist(), names, strict=True):
-        replies = {}
+        replies: list[list[Any] | None] = []
         for p in prompts:
-            if runs[i, p]:
-                text = (first.get((name, cells.prompt_ids[p])) or {}).get("response") or ""
-                cut = text if len(text) <= length else text[:length] + "…"
-                replies[cells.prompt_ids[p]] = [int(runs[i, p]), int(successes[i, p]), cut]
+            text = (first.get((name, cells.prompt_ids[p])) or {}).get("response") or ""
+            found = [int(runs[i, p]), int(successes[i, p]), _cut(text, length)]
+            replies.append(found if runs[i, p] else None)
         answer = next((r["answer"] for key, r in first.items() if key[0] == name and r["answer"]), None)
         rows.append(
             {
                 "query_id": name,
-                "query": cells.queries[i][:2000],
-                "answer": answer[:200] if answer else None,
-                "chosen": (chosen or {}).get(name),
+                "query": _cut(cells.queries[i], 2000),
+                "answer": _cut(answer, 200) if answer else None,
+                "chosen": position.get((chosen or {}).get(name, "")),
                 "replies": replies,
             }
         )
-    return Details(prompts=[cells.prompt_ids[p] for p in prompts], rows=rows, n_queries=n)
+    shown = [cells.prompt_ids[p] for p in prompts]
+    return Details(prompts=shown, rows=rows, n_queries=n, n_prompts=len(rates))
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "…"
 
 
 def _reliability(predicted: np.ndarray, cells: Cells, groups: np.ndarray) -> list[dict[str, Any]]:

@@ -38,12 +38,14 @@ class Support:
     Attributes:
         effective_sample_size: (Σ w)² / Σ w² over queries (Kish): how many queries of the policy's own the log is worth.
         largest_weight: The largest query's share of Σ w; one query decides much from about 0.1.
-        unsupported_share: Mean probability with which the policy takes prompts that the logger never took.
+        unsupported_share: Mean probability with which the policy takes prompts that the logger could not take.
+        mean_weight: Mean of w over queries, 1 on average where the logger could take all that the policy takes.
     """
 
     effective_sample_size: float
     largest_weight: float
     unsupported_share: float
+    mean_weight: float
 
     def to_dict(self) -> dict[str, float]:
         """Return the figures as a dictionary for JSON."""
@@ -61,15 +63,15 @@ def importance_weights(policy: np.ndarray, shares: np.ndarray, inverse_propensit
     return np.where(shares > 0, policy * inverse_propensity, 0.0)
 
 
-def support(policy: np.ndarray, shares: np.ndarray, weights: np.ndarray) -> Support:
-    """Return how well the log covers the policy."""
+def support(policy: np.ndarray, shares: np.ndarray, weights: np.ndarray, possible: np.ndarray) -> Support:
+    """Return how well the log covers the policy; `possible` says what the logger could have run, bool (Q, P)."""
     of_query = (shares * weights).sum(axis=1)
     total, squares = of_query.sum(), (of_query**2).sum()
-    never = ~(shares > 0).any(axis=0)
     return Support(
         float(total**2 / squares) if squares else 0.0,
         float(of_query.max() / total) if total else 0.0,
-        float(policy[:, never].sum(axis=1).mean()),
+        float((policy * ~possible).sum(axis=1).mean()),
+        float(of_query.mean()) if len(of_query) else 0.0,
     )
 
 

@@ -13,10 +13,10 @@ from oirl.errors import ConfigError, DataError, NotFittedError
 from oirl.evaluation import metrics
 from oirl.evaluation.ceilings import best_choice_ceiling
 from oirl.evaluation.cost_curve import cost_document
-from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval
+from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval, success_interval
 from oirl.evaluation.logged import logged_runs
 from oirl.evaluation.policies import one_hot
-from oirl.evaluation.success import prompt_success, success_interval
+from oirl.evaluation.success import prompt_success
 from oirl.evaluation.valuation import (
     ESTIMATORS,
     Valuation,
@@ -165,7 +165,8 @@ def evaluate(
     if len(np.unique(clusters[valuation.chosen])) < MIN_QUERIES:
         warnings.append(f"intervals of fewer than {MIN_QUERIES} unlike queries are too narrow to be relied upon")
     predicted = scores[here][cells.query_index, cells.prompt_index]
-    values = _intervals(valuation, clusters, rng, draws)
+    differing = {name for name, policy in policies.items() if np.any(policy != policies["best_prompt"])}
+    values = _intervals(valuation, clusters, differing, rng, draws)
     reached = [] if seen or valuation.off_policy else list(valuation.contributions.values())
     lows = [values[name]["ci_low"] for name in valuation.contributions] if reached else []
     ceiling, limits = _ceiling(runs, successes, groups.labels[here], rng, reached, lows)
@@ -261,8 +262,13 @@ def cross_fitted_estimate(model: PromptRewardModel, log: pa.Table, cells: Cells,
     return estimate
 
 
+def _ends(name: str, low: float, high: float, value: float, least: float, most: float) -> dict[str, float]:
+    ends = (min(value, max(least, float(low))), max(value, min(most, float(high))))
+    return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+
 def _intervals(
-    valuation: Valuation, groups: np.ndarray, rng: np.random.Generator, draws: int
+    valuation: Valuation, groups: np.ndarray, differing: set[str], rng: np.random.Generator, draws: int
 ) -> dict[str, dict[str, Any]]:
     """Return value and gain of each policy; sharing the resamples, equal policies have equal intervals."""
     unknown = dict.fromkeys(("value", "ci_low", "ci_high", "gain", "gain_ci_low", "gain_ci_high"))
@@ -274,18 +280,21 @@ def _intervals(
     baseline = valuation.contributions.get("best_prompt")
     gains = table - (table[:, :1] if baseline is None else baseline[:, None])
     own = groups[valuation.chosen]
+    clusters = len(np.unique(own))
     low, high = percentile_interval(bootstrap_means(np.hstack([table, gains]), rng, draws, own))
     for i, name in enumerate(names):
         j = i + len(names)
         if np.ptp(table[:, i]) == 0 and 0 <= table[0, i] <= 1:
             _, low[i], high[i] = success_interval(table[:, i], own)
-        found[name] |= {"value": float(table[:, i].mean()), "ci_low": float(low[i]), "ci_high": float(high[i])}
+        value = float(table[:, i].mean())
+        # An unbiased estimate may leave the range of what it estimates; its interval is cut there.
+        found[name] |= {"value": value, **_ends("ci", low[i], high[i], value, 0.0, 1.0)}
         if baseline is not None:
-            found[name] |= {
-                "gain": float(gains[:, i].mean()),
-                "gain_ci_low": float(low[j]),
-                "gain_ci_high": float(high[j]),
-            }
+            gain = float(gains[:, i].mean())
+            if np.ptp(gains[:, i]) == 0 and name in differing:
+                # No query told them apart: of so many, up to three in a hundred could have (rule of three).
+                low[j], high[j] = gain - 3 / clusters, gain + 3 / clusters
+            found[name] |= {"gain": gain, **_ends("gain_ci", low[j], high[j], gain, -1.0, 1.0)}
     return found
 
 
@@ -305,6 +314,8 @@ def _ceiling(
     repeated = (runs[complete] > 1).all(axis=1)
     floor = max((float(values[repeated].mean()) for values in reached), default=0.0)
     document = ceiling.to_dict() | {"value": max(ceiling.value, floor), "ci_high": max(ceiling.ci_high or 0.0, floor)}
+    document["gain"] = document["value"] - (ceiling.best_prompt or 0.0)
+    document["gain_ci_high"] = max(document["gain"], ceiling.gain_ci_high or 0.0)
     if repeated.all():
         return document | {"ci_low": max([ceiling.ci_low or 0.0, *lows])}, []
     return document, [

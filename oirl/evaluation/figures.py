@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from oirl.logs.text import printable
 
 _COLOURS = {"#101010": "var(--ink)", "#205090": "var(--accent)", "#808080": "var(--muted)", "#b04010": "var(--mark)"}
 _INK, _ACCENT, _MUTED, _MARK = _COLOURS
@@ -109,7 +112,8 @@ def _svg(draw: Callable[[Any], None], name: str, height: float) -> str:
 
     # Text stays text, so that it can be searched and takes the page's font; the salt keeps ids of figures apart.
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"oirl-{name}", "text.parse_math": False}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the page's font draws what matplotlib's lacks
         figure = Figure(figsize=(7.0, height), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
@@ -127,9 +131,11 @@ def _svg(draw: Callable[[Any], None], name: str, height: float) -> str:
     text = text[text.index("<svg") :]
     for colour, variable in _COLOURS.items():
         text = text.replace(colour, variable)
+    # Several figures stand in one page, where an id must be one of its kind.
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     return re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", text)
 
 
 def _shorten(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(printable(text).split())
     return line if len(line) <= 28 else line[:27] + "…"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from oirl.evaluation.estimators import standard_error
+
 MIN_QUERIES = 20
 """Unlike queries below which a bootstrap is too narrow to be relied upon."""
 _BLOCK = 2**22
+_NO_SPREAD = 1e-9  # what rounding leaves of rates that are all alike
 
 
 def bootstrap_means(
@@ -47,3 +50,21 @@ def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndar
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return low, high
+
+
+def success_interval(rates: np.ndarray, clusters: np.ndarray | None = None) -> tuple[float, float, float]:
+    """Return (mean, low, high) of success rates, one per query, float (n,) in [0, 1]: a 95% interval.
+
+    Wilson's interval (1927) for as many tries as the clustered standard error stands for, p (1 − p) / se²: it stays in
+    [0, 1], and rates that are all alike, which have no spread, count as one try per cluster.
+    """
+    mean = float(rates.mean())
+    tries = float(len(rates) if clusters is None else len(np.unique(clusters)))
+    error = float(standard_error(rates, clusters))
+    if error > _NO_SPREAD and 0 < mean < 1:
+        tries = mean * (1 - mean) / error**2
+    z = 1.959964
+    centre = (mean + z * z / (2 * tries)) / (1 + z * z / tries)
+    half = z / (1 + z * z / tries) * np.sqrt(mean * (1 - mean) / tries + z * z / (4 * tries * tries))
+    # Rounding must not put an end on the other side of the mean.
+    return mean, min(mean, max(0.0, float(centre - half))), max(mean, min(1.0, float(centre + half)))

@@ -11,10 +11,11 @@ from oirl.logs.cells import Cells
 from oirl.logs.splits import assign_folds
 from oirl.rewards.embedders import TfidfEmbedder
 
-_DIMENSIONS, _FOLDS = 64, 5
+_DIMENSIONS, _FOLDS, _ENOUGH = 64, 5, 50
 _STRENGTHS = (0.01, 0.1, 1.0)  # inverse penalties of the classifier, the best on held-out folds is taken
-_DETERMINISTIC = 0.97
-"""Held-out accuracy of predicting the prompt from the query, from which the logger has left nothing to chance."""
+_DETERMINISTIC, _TOLD = 0.97, 0.9
+"""Held-out accuracy of predicting the prompt from the query, and how much of what the most-run prompt alone leaves open
+it must tell, from which the logger has left nothing to chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class LoggedRuns:
         inverse_propensity: 1 / π0 of these runs, 0 where there are none, float (Q, P).
         propensity: "logged", "estimated", or "deterministic" where the query decided the prompt: then no weight can
             tell what another prompt would have done.
+        possible: Whether the logger could have run each prompt on each query, as far as the log tells, bool (Q, P).
         reason: How that was found, in words.
         warning: What is wrong with the propensities of the log, None if nothing.
     """
@@ -35,6 +37,7 @@ class LoggedRuns:
     rates: np.ndarray
     inverse_propensity: np.ndarray
     propensity: str
+    possible: np.ndarray
     reason: str
     warning: str | None = None
 
@@ -53,6 +56,7 @@ class LoggedRuns:
             take(self.rates),
             take(self.inverse_propensity),
             self.propensity,
+            take(self.possible) > 0,
             self.reason,
             self.warning,
         )
@@ -69,26 +73,32 @@ def logged_runs(cells: Cells, groups: np.ndarray, seed: int = 0) -> LoggedRuns:
     runs, successes = cells.matrices()
     shares = runs / runs.sum(axis=1, keepdims=True)
     rates = np.divide(successes, runs, out=np.zeros(runs.shape), where=runs > 0)
+    ever = np.broadcast_to((runs > 0).any(axis=0), runs.shape)
     if cells.inverse_propensity is not None and np.isfinite(cells.inverse_propensity).all():
         inverse = np.zeros(runs.shape)
         inverse[cells.query_index, cells.prompt_index] = cells.inverse_propensity
         if np.all(cells.inverse_propensity < 1 + 1e-9):
             why = "every run has the propensity 1: the logger left nothing to chance"
-            return LoggedRuns(shares, rates, inverse, "deterministic", why)
+            return LoggedRuns(shares, rates, inverse, "deterministic", ever, why)
+        # Where the prompts that were run have all of the probability, the others had none.
+        seen = np.divide(1.0, inverse, out=np.zeros(runs.shape), where=inverse > 0)
+        possible = np.where((seen.sum(axis=1) >= 1 - 1e-6)[:, None], runs > 0, ever)
         warning = _check(shares, inverse)
-        return LoggedRuns(shares, rates, inverse, "logged", "every run has its propensity", warning)
+        return LoggedRuns(shares, rates, inverse, "logged", possible, "every run has its propensity", warning)
     propensity, accuracy, by_query = estimate_propensities(cells, shares, groups, seed)
     inverse = np.where(runs > 0, 1 / propensity, 0.0)
-    if accuracy >= _DETERMINISTIC:
+    # Where one prompt has nearly all runs, guessing it is no knowledge of the query.
+    share = shares.mean(axis=0).max()
+    if by_query and accuracy >= _DETERMINISTIC and accuracy - share >= _TOLD * (1 - share):
         why = f"the wording of the query tells in {accuracy:.0%} of the cases under which prompt it was run"
-        return LoggedRuns(shares, rates, inverse, "deterministic", why)
+        return LoggedRuns(shares, rates, inverse, "deterministic", ever, why)
     lacks = "the log has no propensities" if cells.inverse_propensity is None else "some runs have no propensity"
     how = (
         "by a classifier of the prompt from the query, cross-fitted"
         if by_query
         else "as each prompt's share, as the query does not tell the prompt"
     )
-    return LoggedRuns(shares, rates, inverse, "estimated", f"{lacks}; they were estimated {how}")
+    return LoggedRuns(shares, rates, inverse, "estimated", ever, f"{lacks}; they were estimated {how}")
 
 
 def estimate_propensities(
@@ -156,6 +166,8 @@ def _classify(features: np.ndarray, shares: np.ndarray, new: np.ndarray, strengt
 def _check(shares: np.ndarray, inverse: np.ndarray) -> str | None:
     """Return what is wrong with logged propensities: Σ_a π0(a | x) · 1 / π0(a | x) is the number of prompts."""
     of_query = (shares * inverse).sum(axis=1)
+    if len(of_query) < _ENOUGH:
+        return None
     prompts = int((shares > 0).any(axis=0).sum())
     error = 4 * float(standard_error(of_query)) + 0.05 * prompts
     mean = float(of_query.mean())
@@ -164,7 +176,7 @@ def _check(shares: np.ndarray, inverse: np.ndarray) -> str | None:
     why = (
         "the propensities are too small for that many"
         if mean > prompts
-        else "either some prompts could not be chosen for some queries, or the propensities are those of being among "
-        "several prompts of a query, where that of the single run is needed"
+        else "some prompts are so rare that they were hardly seen, or could not be chosen for some queries, or the "
+        "propensities are those of being among several prompts of a query, where that of the single run is needed"
     )
     return f"1 / propensity is {mean:.2f} on average, but {prompts} prompts were run, and it should be that: {why}"

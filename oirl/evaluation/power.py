@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import erfc, sqrt
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtr
 
 from oirl.evaluation.estimators import standard_error
 
 _Z_BOTH = 1.959964 + 0.841621  # two-sided 5%, power 80%
 _ONE_POINT = 0.01
 _MOST_PROMPTS = 30
+_NO_SPREAD = 1e-9  # what rounding leaves of differences that are all alike
 _FEW = 20
 
 
@@ -26,7 +27,7 @@ class Comparison:
         difference: Success of the first less that of the second, paired by query.
         standard_error: Of the difference, clustered.
         n_queries: Queries that both were run on.
-        p_value: Two-sided, normal, for no difference.
+        p_value: Two-sided, of Student's t over the clusters, for no difference.
         told_apart: Whether the difference is shown at 5%, all comparisons taken together (Holm 1979).
     """
 
@@ -90,7 +91,7 @@ def compare_prompts(
         if not np.isfinite(error):
             continue
         mean = float(difference.mean())
-        p = erfc(abs(mean) / error / sqrt(2)) if error > 0 else float(mean == 0)
+        p = _p_value(mean, error, len(np.unique(clusters[shared])))
         first, second = (i, j) if mean >= 0 else (j, i)
         found.append((p, names[first], names[second], abs(mean), error, int(shared.sum())))
     found.sort()
@@ -100,6 +101,17 @@ def compare_prompts(
         rejecting = rejecting and p <= 0.05 / (len(found) - place)
         told.append(Comparison(first_name, second_name, mean, error, n, p, rejecting))
     return told[::-1]
+
+
+def _p_value(mean: float, error: float, groups: int) -> float:
+    """Return the two-sided p-value of Student's t for a mean of `groups` clusters.
+
+    It is never below 2 / 2^groups, that of clusters which all differ the same way: rates without spread are no proof.
+    """
+    if abs(mean) <= _NO_SPREAD:
+        return 1.0
+    found = 2 * float(stdtr(groups - 1, -abs(mean) / error)) if error > _NO_SPREAD else 0.0
+    return max(found, 2.0 ** (1 - min(groups, 1000)))
 
 
 def power_of(runs: np.ndarray, rates: np.ndarray, clusters: np.ndarray, best: int) -> Power:
@@ -124,7 +136,7 @@ def power_of(runs: np.ndarray, rates: np.ndarray, clusters: np.ndarray, best: in
     if means[second] < 0 or n < _FEW:
         return Power(n, None, None, None)
     error = float(standard_error(rates[shared, best] - rates[shared, second], clusters[shared]))
-    if not np.isfinite(error) or error == 0:
+    if not np.isfinite(error) or error <= _NO_SPREAD:
         return Power(n, None, None, None)
     smallest = _Z_BOTH * error
     needed = int(np.ceil(n * (smallest / _ONE_POINT) ** 2))

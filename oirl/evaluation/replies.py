@@ -20,7 +20,11 @@ _SHOWN = 300
 _NUMERAL = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _LETTER = re.compile(r"\(?[A-Ja-j]\)?\.?")
 _LONG = 200
-_PILE = 0.01
+_PILE, _SHORTEST_LIMIT, _BELOW, _OUTLIER = 0.01, 32, 8, 5
+_REASON = r'"(?:finish_reason|stop_reason)": ?"[^"]+"'
+_CUT_REASON = r'"(?:finish_reason|stop_reason)": ?"(?:length|max_tokens|model_length|MAX_TOKENS)"'
+_LIMIT = r'"(?:max_tokens|max_new_tokens|max_gen_toks)": ?(?P<limit>\d+)'
+_ANSWERED = r"(?i)answer(?: is)?:? ?[*(]*[a-z0-9]{1,12}[*)]*$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,30 +161,32 @@ def _ends_midway(responses: pa.ChunkedArray) -> np.ndarray:
     long = pc.greater_equal(pc.utf8_length(responses), _LONG)
     end = pc.utf8_slice_codeunits(trimmed, -1)
     open_end = pc.match_substring_regex(end, r"[\p{L},;:=+*/(\-]")
+    # A reply may well end with its answer, as a letter or a word.
+    answered = pc.match_substring_regex(pc.utf8_slice_codeunits(trimmed, -40), _ANSWERED)
+    open_end = pc.and_not(open_end, answered)
     return np.asarray(pc.and_(long, open_end).to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _known_cut(texts: pa.Table) -> tuple[np.ndarray | None, str | None]:
-    reasons = pc.match_substring_regex(
-        pc.fill_null(texts["metadata"], ""), r'"(?:finish_reason|stop_reason)": ?"(?:[^"]+)"'
-    ).to_numpy(zero_copy_only=False)
-    if reasons.any():
-        found = pc.match_substring_regex(
-            pc.fill_null(texts["metadata"], ""),
-            r'"(?:finish_reason|stop_reason)": ?"(?:length|max_tokens|model_length|MAX_TOKENS)"',
-        )
-        return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool), "finish reason"
+    """Return which replies were cut off and how that is known: row by row, by finish reason or by max_tokens."""
+    metadata, sampling = (pc.fill_null(texts[name], "") for name in ("metadata", "sampling"))
+    reasoned = np.asarray(pc.match_substring_regex(metadata, _REASON).to_numpy(zero_copy_only=False), dtype=bool)
+    cut = np.asarray(pc.match_substring_regex(metadata, _CUT_REASON).to_numpy(zero_copy_only=False), dtype=bool)
     tokens = texts["tokens_out"].to_numpy(zero_copy_only=False).astype(float)
-    if np.isnan(tokens).all():
-        return None, None
-    limits = pc.extract_regex(
-        pc.fill_null(texts["sampling"], ""), r'"(?:max_tokens|max_new_tokens|max_gen_toks)": ?(?P<limit>\d+)'
-    )
+    limits = pc.extract_regex(sampling, _LIMIT)
     limit = np.array([float(v["limit"]) if v and v["limit"] else np.nan for v in limits.to_pylist()])
-    if np.isfinite(limit).any():
-        with np.errstate(invalid="ignore"):
-            return np.asarray(tokens >= limit, dtype=bool), "max_tokens"
+    limited = np.isfinite(tokens) & np.isfinite(limit)
+    if reasoned.any() or limited.any():
+        by_limit = limited & ~reasoned & (np.nan_to_num(tokens) >= np.nan_to_num(limit, nan=np.inf))
+        names = [n for n, seen in (("finish reason", reasoned), ("max_tokens", limited & ~reasoned)) if seen.any()]
+        return cut | by_limit, " and ".join(names)
+    return (None, None) if np.isnan(tokens).all() else _pile(tokens)
+
+
+def _pile(tokens: np.ndarray) -> tuple[np.ndarray | None, str | None]:
+    """Find many replies of exactly the largest length, where just below it there are few."""
     largest = np.nanmax(tokens)
-    if (tokens == largest).sum() >= max(10, _PILE * len(tokens)):
+    at, below = (tokens == largest).sum(), ((tokens < largest) & (tokens >= largest - _BELOW)).sum() / _BELOW
+    if largest >= _SHORTEST_LIMIT and at >= max(10, _PILE * len(tokens)) and at >= _OUTLIER * max(below, 1):
         return np.asarray(tokens == largest, dtype=bool), "many replies of the largest length"
     return None, None

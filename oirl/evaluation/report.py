@@ -15,14 +15,16 @@ from oirl.evaluation.details import Details
 from oirl.evaluation.figures import cost_figure, gain_curve_figure, intervals_figure, reliability_figure
 from oirl.logs.atomic import atomic_file
 from oirl.logs.store import Source
+from oirl.logs.text import printable
 
 _WORDS = {
     "best_prompt": "the best single prompt of the training log",
     "selector": "the prompt per query that the reward model would choose",
-    "deployed": "what `oirl select` does, as the gate decided at fit time",
+    "deployed": "what oirl select does, as the gate decided at fit time",
     "knn": "null: the prompt that did best on the 50 most similar training queries",
     "random": "null: any prompt",
 }
+_LONGEST_NAME, _MOST_IN_FIGURE, _MOST_PAIRS = 60, 40, 50
 _METHOD = {
     "Success of a prompt": "Mean over queries of the mean over its runs. The 95% interval is Wilson's, for as many "
     "tries as the standard error, clustered by near duplicates, stands for.",
@@ -41,6 +43,17 @@ _METHOD = {
     "Told apart": "Paired differences on shared queries, clustered, at 5% after Holm's correction for all pairs.",
     "Smallest detectable gain": "2.80 standard errors of the paired difference of the two best prompts: found with 80% "
     "power at 5%, two-sided.",
+}
+_OF_EVALUATIONS = {"Value of a policy", "Gain", "AUC, Brier skill, ECE", "Calibration", "Gain curve"}
+_OF_AUDITS = {"Told apart", "Smallest detectable gain"}
+_MODEL = {
+    "auc": "AUC: a right run is scored above a wrong one",
+    "auc_within_prompt": "AUC among runs of one prompt: tells queries apart",
+    "auc_within_query": "AUC among runs of one query: tells prompts apart, which a choice needs",
+    "brier": "Brier score (smaller is better)",
+    "brier_skill": "Brier skill against each prompt's mean",
+    "ece": "expected calibration error",
+    "log_loss": "log loss in nats (smaller is better)",
 }
 _HEALTH = {
     "duplicates": {
@@ -80,7 +93,7 @@ def render_report(document: dict[str, Any], details: Details) -> str:
     title = "Evaluation of prompts" if evaluation else "Audit of an evaluation log"
     body = _evaluation_body(document, details) if evaluation else _audit_body(document)
     best = document["policies"]["best_prompt"].get("prompt_id") if evaluation else None
-    shown = [*body, *_table(details, best), *_warnings(document["warnings"]), *_method()]
+    shown = [*body, *_table(details, best), *_warnings(document["warnings"]), *_method(evaluation)]
     return _page(title, shown, details, best)
 
 
@@ -88,11 +101,11 @@ def _evaluation_body(d: dict[str, Any], details: Details) -> list[str]:
     policies, ceiling, deploy = d["policies"], d["ceiling"], d["deploy"]
     selector = policies["selector"]
     best = policies["best_prompt"]
+    deployed = "the choice per query" if deploy["policy"] == "selector" else _id(best["prompt_id"])
     verdict = [
-        f"The best single prompt is {_b(best['prompt_id'])}: {_value(best)}.",
+        f"The best single prompt is {_b(_id(best['prompt_id']))}: {_value(best)}.",
         f"Choosing the prompt per query gives {_value(selector)}, a gain of {_gain(selector)}.",
-        f"Deployed: {_b('the choice per query' if deploy['policy'] == 'selector' else best['prompt_id'])}, because "
-        f"{escape(deploy['reason'])}.",
+        f"Deployed: {_b(deployed)}, because {_text(deploy['reason'])}.",
     ]
     known = [(n, p) for n, p in policies.items() if p["value"] is not None]
     lines = [("ceiling", ceiling["value"])] if ceiling["value"] is not None else []
@@ -125,7 +138,9 @@ def _evaluation_body(d: dict[str, Any], details: Details) -> list[str]:
             ],
         )
     )
+    parts += _off_policy(d.get("off_policy"))
     parts.append(_ceiling(ceiling))
+    parts += _self_check(d.get("self_check"))
     parts += _choosing(d, details)
     if d.get("cost"):
         parts += _cost(d["cost"], best["prompt_id"])
@@ -134,7 +149,7 @@ def _evaluation_body(d: dict[str, Any], details: Details) -> list[str]:
     parts.append(
         _rows(
             ["figure", "reward model", "prompt means alone"],
-            [[name, _number(m[name]), _number(null[name])] for name in m],
+            [[_MODEL.get(name, name), _number(m[name]), _number(null[name])] for name in m],
         )
     )
     if details.reliability:
@@ -142,6 +157,48 @@ def _evaluation_body(d: dict[str, Any], details: Details) -> list[str]:
             _figure(reliability_figure(details.reliability), "Calibration.", "Observed against predicted success")
         )
     return parts
+
+
+def _off_policy(found: dict[str, Any] | None) -> list[str]:
+    """Return where values come from if not from replay."""
+    if not found:
+        return []
+    names = list(dict.fromkeys(e for row in found["estimates"].values() for e in row))
+    said = f"<p>Values are estimated from runs that another policy chose: {_text(found['reason'])}.</p>"
+    rows = [
+        [
+            name,
+            *(_percent(row.get(e)) for e in names),
+            f"{found['support'][name]['effective_sample_size']:,.0f}",
+            _percent(found["support"][name]["largest_weight"]),
+            _percent(found["support"][name]["unsupported_share"]),
+        ]
+        for name, row in found["estimates"].items()
+    ]
+    return [said, _rows(["policy", *names, "effective queries", "largest weight", "never run"], rows)]
+
+
+def _self_check(check: dict[str, Any] | None) -> list[str]:
+    """Return how far each estimator was off when the log was thinned."""
+    if not check:
+        return []
+    rows = [
+        [
+            e["policy"],
+            e["estimator"],
+            _points(e["mean_error"]),
+            f"{100 * e['rmse']:.2f}",
+            f"{100 * e['half_width']:.2f}",
+            _percent(e["covered"]),
+        ]
+        for e in check["errors"]
+    ]
+    return [
+        "<h2>Self-check of the estimators</h2>",
+        f"<p>{check['n_queries']:,} complete queries were thinned {check['repeats']} times to one run each "
+        f"({_text(check['logger'])}); errors against the value of all runs, in points.</p>",
+        _rows(["policy", "estimator", "mean error", "RMSE", "half width", "intervals that hold the truth"], rows),
+    ]
 
 
 def _choosing(d: dict[str, Any], details: Details) -> list[str]:
@@ -160,7 +217,7 @@ def _choosing(d: dict[str, Any], details: Details) -> list[str]:
             ["switched to", "queries", "gain on them (points)", "95% interval", "words that stand out in them"],
             [
                 [
-                    s["prompt_id"],
+                    _id(s["prompt_id"]),
                     f"{s['queries']:,}",
                     _points(s["gain"]),
                     _interval(s["ci_low"], s["ci_high"], points=True),
@@ -175,9 +232,9 @@ def _choosing(d: dict[str, Any], details: Details) -> list[str]:
 def _cost(cost: dict[str, Any], best: str) -> list[str]:
     caption = "Success against cost as thrift grows; filled where choosing per query is deployed. Intervals are 95%."
     said = [
-        f"<li>Thrift set on the training log to keep {_percent(c['target'])} of what {escape(best)} has over "
-        f"{escape(cost['cheapest_prompt'])} keeps {_percent(c['gap_recovered'])} here, at {_percent(c['cost_ratio'])} "
-        "of its cost.</li>"
+        f"<li>Thrift set on the training log to keep {_percent(c['target'])} of what {_text(_id(best))} has over "
+        f"{_text(_id(cost['cheapest_prompt']))} keeps {_percent(c['gap_recovered'])} here, at "
+        f"{_percent(c['cost_ratio'])} of its cost.</li>"
         for c in cost["calibrated"]
     ]
     return [
@@ -192,24 +249,26 @@ def _cost(cost: dict[str, Any], best: str) -> list[str]:
 
 
 def _audit_body(d: dict[str, Any]) -> list[str]:
-    parts = [_verdict([escape(sentence) for sentence in d["verdict"]]), *_prompts(d)]
+    parts = [_verdict([_text(sentence) for sentence in d["verdict"]]), *_prompts(d)]
     if d["ceiling"]:
         parts.append(_ceiling(d["ceiling"]))
     alike = [c for c in d["comparisons"] if not c["told_apart"]]
     if d["comparisons"]:
         parts.append(f"<h2>Prompts that cannot be told apart: {len(alike)} of {len(d['comparisons'])} pairs</h2>")
+        if len(alike) > _MOST_PAIRS:
+            parts.append(f'<p class="small">The {_MOST_PAIRS} least sure are shown.</p>')
         parts.append(
             _rows(
                 ["better", "other", "difference (points)", "queries", "p"],
                 [
                     [
-                        c["first"],
-                        c["second"],
+                        _id(c["first"]),
+                        _id(c["second"]),
                         f"{100 * c['difference']:+.1f} ± {196 * c['standard_error']:.1f}",
                         f"{c['n_queries']:,}",
                         f"{c['p_value']:.3f}",
                     ]
-                    for c in alike[:50]
+                    for c in alike[:_MOST_PAIRS]
                 ],
             )
         )
@@ -229,7 +288,7 @@ def _prompts(d: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     figure = intervals_figure(
-        [(p["prompt_id"], p["success"], p["ci_low"], p["ci_high"]) for p in rows[:40]],
+        [(p["prompt_id"], p["success"], p["ci_low"], p["ci_high"]) for p in rows[:_MOST_IN_FIGURE]],
         name="prompts",
         label="success (%)",
     )
@@ -237,7 +296,7 @@ def _prompts(d: dict[str, Any]) -> list[str]:
         ["prompt", "runs", "queries", "success", "95% interval"],
         [
             [
-                p["prompt_id"],
+                _id(p["prompt_id"]),
                 f"{p['n']:,}",
                 f"{p['n_queries']:,}",
                 _percent(p["success"]),
@@ -247,15 +306,17 @@ def _prompts(d: dict[str, Any]) -> list[str]:
         ],
     )
     caption = "Success of each prompt with its 95% interval."
+    if len(rows) > _MOST_IN_FIGURE:
+        caption += f" The first {_MOST_IN_FIGURE} of {len(rows)}; the table has all."
     return ["<h2>Prompts</h2>", _figure(figure, caption, caption), table]
 
 
 def _ceiling(c: dict[str, Any]) -> str:
     if c.get("one_draw_oracle") is None:
-        return f"<p>Ceiling of a choice per query: {escape(c['method'])}.</p>"
+        return f"<p>Ceiling of a choice per query: {_text(c['method'])}.</p>"
     return (
         f"<p>Ceiling of a choice per query: {_percent(c['value'])} {_interval(c['ci_low'], c['ci_high'])} on "
-        f"{c['n_queries']:,} queries ({escape(c['method'])}). One run of every prompt in hindsight: "
+        f"{c['n_queries']:,} queries ({_text(c['method'])}). One run of every prompt in hindsight: "
         f"{_percent(c['one_draw_oracle'])}, luck included.</p>"
     )
 
@@ -264,15 +325,18 @@ def _table(details: Details, best: str | None) -> list[str]:
     if not details.rows:
         return []
     heads = "".join(
-        f'<th scope="col"><button type="button" data-sort="{i}">{escape(name)}</button></th>'
+        f'<th scope="col"><button type="button" data-sort="{i}">{_text(_id(name))}</button></th>'
         for i, name in enumerate(details.prompts)
     )
     n = len(details.rows)
     sample = f"A random sample of {n} of {details.n_queries:,} queries." if n < details.n_queries else "All queries."
     switched = '<option value="switched">the selector switches</option>' if best else ""
+    if len(details.prompts) < details.n_prompts:
+        sample += f" The best {len(details.prompts)} of {details.n_prompts} prompts; filters look at these only."
+    shaded = " A shaded cell is what the selector takes." if best else ""
     return [
         "<h2>Replies side by side</h2>",
-        f'<p class="small">{sample} Each cell opens to the first reply; a shaded cell is what the selector takes.</p>',
+        f'<p class="small">{sample} Each cell opens to the first reply, cut where it is long.{shaded}</p>',
         '<div class="tools"><label>Search <input id="search" type="search" autocomplete="off"></label>'
         '<label>Show <select id="filter"><option value="all">all</option><option value="disagree">prompts disagree'
         f'</option><option value="wrong">all prompts wrong</option>{switched}</select></label>'
@@ -287,12 +351,13 @@ def _table(details: Details, best: str | None) -> list[str]:
 def _warnings(warnings: Sequence[str]) -> list[str]:
     if not warnings:
         return ["<h2>Warnings</h2>", "<p>None.</p>"]
-    items = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+    items = "".join(f"<li>{_text(text)}</li>" for text in warnings)
     return ["<h2>Warnings</h2>", f'<ul class="warnings">{items}</ul>']
 
 
-def _method() -> list[str]:
-    items = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in _METHOD.items())
+def _method(evaluation: bool) -> list[str]:
+    left_out = _OF_AUDITS if evaluation else _OF_EVALUATIONS
+    items = "".join(f"<dt>{_text(w)}</dt><dd>{_text(t)}</dd>" for w, t in _METHOD.items() if w not in left_out)
     return ["<h2>Method</h2>", f"<dl>{items}</dl>"]
 
 
@@ -303,17 +368,18 @@ def _page(title: str, parts: Sequence[str], details: Details, best: str | None) 
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # Nothing is fetched and no script but the one below may run, whatever stands in the replies.
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    data = json.dumps({"prompts": details.prompts, "rows": details.rows, "best": best}, ensure_ascii=False)
+    place = details.prompts.index(best) if best in details.prompts else None
+    data = json.dumps({"rows": details.rows, "best": place}, ensure_ascii=False)
     # In a script element only `</script` and `<!--` end or change the text.
     data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     scripts = f'<script type="application/json" id="rows">{data}</script><script>{script}</script>' if script else ""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">'
-        f"<style>{style}</style></head><body><main><h1>{escape(title)}</h1>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{_text(policy)}">'
+        f"<style>{style}</style></head><body><main><h1>{_text(title)}</h1>\n"
         + "\n".join(parts)
-        + f'\n</main><footer class="small">oirl {escape(__version__)}</footer>{scripts}</body></html>\n'
+        + f'\n</main><footer class="small">oirl {_text(__version__)}</footer>{scripts}</body></html>\n'
     )
 
 
@@ -322,39 +388,52 @@ def _verdict(sentences: Sequence[str]) -> str:
 
 
 def _figure(svg: str, caption: str, label: str) -> str:
-    image = f'<div role="img" aria-label="{escape(label)}">{svg}</div>'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    image = f'<div role="img" aria-label="{_text(label)}">{svg}</div>'
+    return f"<figure>{image}<figcaption>{_text(caption)}</figcaption></figure>"
 
 
 def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     numeric = [i > 0 and all(_looks_numeric(row[i]) for row in rows) for i in range(len(columns))]
     kinds = [' class="number"' if n else "" for n in numeric]
-    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(columns, kinds, strict=True))
+    head = "".join(f'<th scope="col"{kind}>{_text(name)}</th>' for name, kind in zip(columns, kinds, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(c)}</td>" for c, kind in zip(row, kinds, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td{kind}>{_text(c)}</td>" for c, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    where = f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(columns[0])} table">'
+    return f"{where}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _looks_numeric(text: str) -> bool:
     return not text or text.lstrip("+-[−–").replace(".", "")[:1].isdigit() or text == "–"
 
 
+def _text(text: str) -> str:
+    """Return a text as HTML, without characters that turn the order of what follows."""
+    return escape(printable(text))
+
+
+def _id(name: str) -> str:
+    """Return a name on one line, cut where it is a whole text."""
+    line = " ".join(name.split())
+    return line if len(line) <= _LONGEST_NAME else line[: _LONGEST_NAME - 1] + "…"
+
+
 def _b(text: str) -> str:
-    return f"<b>{escape(text)}</b>"
+    return f"<b>{_text(text)}</b>"
 
 
 def _value(policy: dict[str, Any]) -> str:
     if policy["value"] is None:
         return "a value that this log does not tell"
-    return f"{_percent(policy['value'])} {_interval(policy['ci_low'], policy['ci_high'])} success"
+    return f"{_percent(policy['value'])} success, 95% interval {_interval(policy['ci_low'], policy['ci_high'])}"
 
 
 def _gain(policy: dict[str, Any]) -> str:
     if policy["gain"] is None:
         return "an amount that this log does not tell"
-    return f"{_points(policy['gain'])} points {_interval(policy['gain_ci_low'], policy['gain_ci_high'], points=True)}"
+    ends = _interval(policy["gain_ci_low"], policy["gain_ci_high"], points=True)
+    return f"{_points(policy['gain'])} points, 95% interval {ends}"
 
 
 def _percent(value: float | None) -> str:

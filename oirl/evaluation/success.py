@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from oirl.evaluation.estimators import standard_error
+from oirl.evaluation.intervals import success_interval
 from oirl.logs.cells import Cells
 
 
@@ -53,20 +53,3 @@ def prompt_success(cells: Cells, clusters: np.ndarray | None = None) -> list[Pro
         mean, low, high = success_interval(rates, own)
         found.append(PromptSuccess(name, int(cells.runs[mine].sum()), len(rates), mean, low, high))
     return sorted(found, key=lambda s: -s.success)
-
-
-def success_interval(rates: np.ndarray, clusters: np.ndarray | None = None) -> tuple[float, float, float]:
-    """Return (mean, low, high) of success rates, one per query, float (n,) in [0, 1]: a 95% interval.
-
-    Wilson's interval (1927) for as many tries as the clustered standard error stands for, p (1 − p) / se²: it stays in
-    [0, 1], and rates that are all alike, which have no spread, count as one try per cluster.
-    """
-    mean = float(rates.mean())
-    tries = float(len(rates) if clusters is None else len(np.unique(clusters)))
-    error = float(standard_error(rates, clusters))
-    if error > 0 and 0 < mean < 1:
-        tries = mean * (1 - mean) / error**2
-    z = 1.959964
-    centre = (mean + z * z / (2 * tries)) / (1 + z * z / tries)
-    half = z / (1 + z * z / tries) * np.sqrt(mean * (1 - mean) / tries + z * z / (4 * tries * tries))
-    return mean, max(0.0, float(centre - half)), min(1.0, float(centre + half))

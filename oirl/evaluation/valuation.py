@@ -21,6 +21,7 @@ _MOST_COMPLETE = 0.5
 _UNSUPPORTED = 0.01
 _LARGEST_WEIGHT = 0.1
 _SMALLEST_SAMPLE = 0.05
+_FEWEST, _FEW, _LEAST_MEAN_WEIGHT = 10, 50, 0.5
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ def value_off_policy(
 
     Known propensities, and estimated ones, allow all; a deterministic logger allows the direct method only. Doubly
     robust is taken, or `switch` where a few queries have much of the weight. Policies that take prompts the log
-    never ran are valued only if the direct method is asked for by name.
+    could not run, or of whose prompts it has next to no runs, are valued only if the direct method is asked for.
 
     Args:
         policies: Name -> π, float (Q, P).
@@ -105,7 +106,8 @@ def value_off_policy(
             "done; allowed: direct, which is as good as the model of success is"
         )
     supports = {name: _support(policy, logged) for name, policy in policies.items()}
-    covered = [n for n in policies if estimator == "direct" or supports[n].unsupported_share <= _UNSUPPORTED]
+    by_model = estimator == "direct" or logged.propensity == "deterministic"
+    covered = [n for n in policies if estimator == "direct" or _is_covered(supports[n], by_model)]
     taken = estimator if estimator != "auto" else _choose(logged, [supports[n] for n in covered], len(logged.shares))
     table = {n: contributions_by(policies[n], logged, estimate) for n in policies}
     off_policy = {
@@ -132,7 +134,14 @@ def value_off_policy(
 
 def _support(policy: np.ndarray, logged: LoggedRuns) -> Support:
     weights = estimators.importance_weights(policy, logged.shares, logged.inverse_propensity)
-    return estimators.support(policy, logged.shares, weights)
+    return estimators.support(policy, logged.shares, weights, logged.possible)
+
+
+def _is_covered(support: Support, by_model: bool) -> bool:
+    """Say whether a log speaks of a policy: of all prompts that it takes, and by enough runs of them."""
+    if support.unsupported_share > _UNSUPPORTED:
+        return False
+    return by_model or (support.effective_sample_size >= _FEWEST and support.mean_weight >= _LEAST_MEAN_WEIGHT)
 
 
 def _choose(logged: LoggedRuns, supports: list[Support], queries: int) -> str:
@@ -169,19 +178,33 @@ def _limits(taken: str, logged: LoggedRuns, supports: Mapping[str, Support], cov
         )
     elif logged.propensity == "estimated":
         found.append(
-            f"{logged.reason}; values hold if nothing but the wording of the query decided which prompt it was run "
-            "under. Log the column `propensity` to be sure"
+            f"{logged.reason}; values hold as far as these are right and nothing but the wording decided: their error, "
+            "which can be many points (--self-check), is not in the intervals. Log the column `propensity` to be sure"
         )
     elif taken == "direct":
         found.append("the direct method is as good as its model of success is; the log allows doubly_robust")
+    if taken != "direct":
+        found += _thin_support(supports, covered)
     missing = {n: s.unsupported_share for n, s in supports.items() if s.unsupported_share > 0}
     if missing:
         shown = ", ".join(f"{name} ({share:.0%})" for name, share in missing.items())
         refused = [n for n in missing if n not in covered]
         found.append(
-            f"policies take prompts that the log never ran: {shown}; "
+            f"policies take prompts that the log never ran, or could not run on their queries: {shown}; "
             + (f"{', '.join(refused)} cannot be valued" if refused else "that part is the model's extrapolation")
         )
+    return found
+
+
+def _thin_support(supports: Mapping[str, Support], covered: list[str]) -> list[str]:
+    """Return which policies the log has few runs of."""
+    refused = [n for n, s in supports.items() if n not in covered and s.unsupported_share <= _UNSUPPORTED]
+    few = [n for n in covered if supports[n].effective_sample_size < _FEW]
+    found = []
+    for names, text in ((refused, "cannot be valued"), (few, "the figures rest on few runs")):
+        if names:
+            shown = ", ".join(f"{n} ({supports[n].effective_sample_size:.0f} effective queries)" for n in names)
+            found.append(f"the log has few runs of what some policies take: {shown}; {text}")
     return found
 
 

@@ -12,6 +12,9 @@ import pyarrow.compute as pc
 from oirl.errors import ConfigError, DataError
 from oirl.logs.text import normalise
 
+LEAST_PROPENSITY = 1e-9
+"""Below this a run would weigh as much as a billion others: a slip, not a design."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cells:
@@ -158,7 +161,16 @@ def make_cells(log: pa.Table) -> Cells:
 def _inverse_propensity(graded: pa.Table, cell: np.ndarray, runs: np.ndarray) -> np.ndarray | None:
     if "propensity" not in graded.column_names or graded["propensity"].null_count == len(graded):
         return None
-    inverse = 1 / graded["propensity"].combine_chunks().to_numpy(zero_copy_only=False)
+    propensity = graded["propensity"].combine_chunks()
+    known = np.flatnonzero(propensity.is_valid().to_numpy(zero_copy_only=False))
+    values = propensity.to_numpy(zero_copy_only=False)
+    bad = known[~((values[known] >= LEAST_PROPENSITY) & (values[known] <= 1))]
+    if len(bad):
+        raise DataError(
+            f"propensity {values[bad[0]]:g} of query {graded['query_id'][int(bad[0])].as_py()!r} under prompt "
+            f"{graded['prompt_id'][int(bad[0])].as_py()!r}: a probability from {LEAST_PROPENSITY:g} to 1 is needed"
+        )
+    inverse = 1 / values
     return np.asarray(np.bincount(cell, weights=inverse, minlength=len(runs)) / runs)
 
 

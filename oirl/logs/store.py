@@ -234,8 +234,17 @@ def conform(batch: pa.RecordBatch, where: str, schema: pa.Schema = INTERACTION_S
         if not field.nullable and column.null_count:
             row = column.is_null().index(True).as_py() + 1
             raise DataError(f"{where}: column {field.name!r} is empty in row {row} of a batch; it is required")
+        if pa.types.is_string(field.type):
+            _check_text(column, field.name, where)
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _check_text(column: pa.Array, name: str, where: str) -> None:
+    try:
+        column.validate(full=True)
+    except pa.ArrowException as e:
+        raise DataError(f"{where}: column {name!r} is not UTF-8; import the log anew with `oirl import`") from e
 
 
 def conform_table(table: pa.Table, columns: Sequence[str], where: str = "the table") -> pa.Table:

@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 # One number: digits with thousands separators or a decimal part, as people write them in word problems.
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[^\w\s]")
 
 
@@ -22,6 +23,11 @@ def normalise(text: str) -> str:
 def mask_numbers(text: str) -> str:
     """Return the normalised text with every number replaced by `0`: what is left is the wording."""
     return NUMBER.sub("0", normalise(text))
+
+
+def printable(text: str) -> str:
+    """Return a text without characters that command a terminal or turn the order of what follows."""
+    return _COMMANDS.sub("\ufffd", text)
 
 
 def words(text: str) -> list[str]:

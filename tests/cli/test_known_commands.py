@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from conftest import run_oirl
+from conftest import ROOT, make_log, run_oirl
 
+import oirl
 from oirl import __version__
 from oirl.environment import PACKAGES, inspect_environment
 from oirl.registry import KINDS
+
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in (".", "cli", "data"))}
 
 
 def test_models_lists_what_is_registered() -> None:
@@ -71,3 +78,35 @@ def test_version_help_and_a_mistyped_command() -> None:
     (line,) = wrong.stderr.splitlines()
     assert line.startswith("oirl: ")
     assert "import" in line
+
+
+def test_what_stands_in_a_log_does_not_command_the_terminal(tmp_path: Path) -> None:
+    table = make_log(30)
+    names = ["\x1b]0;owned\x07" if p == "a" else p for p in table["prompt_id"].to_pylist()]
+    wrong = table.set_column(table.schema.get_field_index("prompt_id"), "prompt_id", pa.array(names))
+    oirl.write_log(wrong, tmp_path / "log.parquet")
+    done = run_oirl("audit", tmp_path / "log.parquet")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "owned" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    oirl.write_log(make_log(30), tmp_path / "log.parquet")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "oirl_cli", "audit", str(tmp_path / "log.parquet"), "--json"]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written" in done.stderr
+
+
+def test_the_demo_replaces_no_files_of_others(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    done = run_oirl("demo", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "holds other files" in done.stderr
+    assert (tmp_path / "report.html").read_text() == "mine"

@@ -147,6 +147,11 @@ def test_replies_cut_off_are_known_by_reason_by_limit_or_by_length() -> None:
     )
     assert (by_reason.cut_off, by_reason.source, by_reason.wrong_if_cut) == (2, "finish reason", 1.0)
     tokens = [64] * 4 + [20] * 8
+    # A short reply is no cut-off one, nor is one of a smooth spread of lengths.
+    assert check_cut_off(conformed(response=["B"] * 40, correct=[True] * 40, tokens_out=[1] * 40)).cut_off is None
+    spread = [40 + i % 20 for i in range(400)]
+    assert check_cut_off(conformed(response=["B"] * 400, correct=[True] * 400, tokens_out=spread)).cut_off is None
+    assert check_cut_off(conformed(response=[LONG + "The answer is B"], correct=[True])).end_midway == 0
     by_limit = check_cut_off(
         conformed(response=texts, correct=verdicts, tokens_out=tokens, sampling=[json.dumps({"max_tokens": 64})] * 12)
     )
@@ -192,6 +197,22 @@ def test_an_empty_log_and_a_bad_seed_are_user_errors() -> None:
         audit(make_log(1).slice(0, 0))
     with pytest.raises(OirlError, match="seed"):
         audit(make_log(1), seed=-1)
+
+
+def test_prompts_that_were_run_on_other_queries_are_not_called_better() -> None:
+    """`a` has the easy queries to itself; on those that both had, `b` is far better."""
+    table, rng, rows = make_log(400, replicates=1), np.random.default_rng(0), []
+    for row in table.to_pylist():
+        hard = int(row["query_id"][1:]) >= 200
+        chance = {"a": 0.3 if hard else 0.95, "b": 0.55}.get(row["prompt_id"])
+        if chance is not None and (hard or row["prompt_id"] == "a"):
+            rows.append(row | {"correct": bool(rng.random() < chance)})
+    said = " ".join(audit(pa.Table.from_pylist(rows, schema=table.schema)).verdict)
+    assert "But b did better than it on the queries that they share" in said
+    assert "shown to be better" not in said
+    alone = [r for i, r in enumerate(table.to_pylist()) if "abc"[(i // 3) % 3] == r["prompt_id"]]
+    said = " ".join(audit(pa.Table.from_pylist(alone, schema=table.schema)).verdict)
+    assert "cannot be compared" in said
 
 
 def test_a_router_table_and_incomplete_logs_are_audited() -> None:

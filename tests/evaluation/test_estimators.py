@@ -34,17 +34,19 @@ def test_every_estimator_by_hand() -> None:
     assert e.doubly_robust(*runs) == pytest.approx([0.8, 0.6 + 0.4 / 3])
     assert e.switch(*runs, threshold=1.0) == pytest.approx([0.8, 0.6])
     assert e.switch(*runs, threshold=0.0) == pytest.approx([0.6, 0.6])
-    found = e.support(POLICY, SHARES, w)
+    found = e.support(POLICY, SHARES, w, np.ones((2, 2), dtype=bool))
     # Weights of the queries: 1 and ⅓.
     assert found.effective_sample_size == pytest.approx((4 / 3) ** 2 / (1 + 1 / 9))
     assert found.largest_weight == pytest.approx(0.75)
+    assert found.mean_weight == pytest.approx(2 / 3)
     assert found.unsupported_share == 0
 
 
-def test_prompts_never_run_are_unsupported() -> None:
+def test_prompts_that_could_not_be_run_are_unsupported() -> None:
     shares = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     policy = np.array([[0.2, 0.5, 0.3], [0.0, 0.9, 0.1]])
-    found = e.support(policy, shares, e.importance_weights(policy, shares, np.full((2, 3), 2.0)))
+    possible = np.array([[True, True, False], [False, True, False]])
+    found = e.support(policy, shares, e.importance_weights(policy, shares, np.full((2, 3), 2.0)), possible)
     assert found.unsupported_share == pytest.approx(0.2)
 
 
@@ -151,7 +153,7 @@ def test_weighting_is_the_mean_where_the_policy_is_the_logger(seed: int) -> None
     mean = (b.shares * b.rates).sum(axis=1).mean()
     assert e.ips(b.shares, b.rates, weights).mean() == pytest.approx(mean)
     assert e.snips(b.shares, b.rates, weights).mean() == pytest.approx(mean)
-    assert e.support(1 / b.inverse, b.shares, weights).effective_sample_size == pytest.approx(50)
+    assert e.support(1 / b.inverse, b.shares, weights, b.inverse > 0).effective_sample_size == pytest.approx(50)
 
 
 @given(st.integers(0, 10**6))
@@ -191,7 +193,7 @@ def test_nothing_run_that_the_policy_takes_is_not_a_number() -> None:
     shares, policy = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     weights = e.importance_weights(policy, shares, np.array([[2.0, 0.0]]))
     assert np.isnan(e.snips(shares, np.array([[1.0, 0.0]]), weights)).all()
-    assert e.support(policy, shares, weights).effective_sample_size == 0
+    assert e.support(policy, shares, weights, shares > 0).effective_sample_size == 0
 
 
 def test_standard_errors_by_hand_and_in_clusters() -> None:

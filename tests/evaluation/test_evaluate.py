@@ -149,7 +149,7 @@ def test_rows_without_a_verdict_do_not_count(selector: PromptSelector, test_log:
     assert result.n_rows == 360
     assert result.ceiling["value"] is None
     assert "bounds only" in result.ceiling["method"]
-    assert result.ceiling["ci_low"] == result.ceiling["best_prompt"] < result.ceiling["ci_high"]
+    assert result.ceiling["ci_low"] < result.ceiling["best_prompt"] < result.ceiling["ci_high"]
     assert result.ceiling["one_draw_oracle"] is not None
 
 

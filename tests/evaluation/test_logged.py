@@ -11,7 +11,7 @@ import pytest
 from conftest import make_log
 
 from oirl import PromptSelector, evaluate
-from oirl.errors import ConfigError
+from oirl.errors import ConfigError, DataError
 from oirl.evaluation.logged import LoggedRuns, logged_runs
 from oirl.evaluation.valuation import ESTIMATORS
 from oirl.logs.cells import make_cells
@@ -179,8 +179,67 @@ def test_runs_under_prompts_that_the_model_does_not_know_keep_their_share(
 
 def test_prompts_of_the_model_are_found_by_name() -> None:
     runs = LoggedRuns(
-        np.array([[0.25, 0.75]]), np.array([[1.0, 0.5]]), np.array([[4.0, 4 / 3]]), "logged", "every run has its own"
+        np.array([[0.25, 0.75]]),
+        np.array([[1.0, 0.5]]),
+        np.array([[4.0, 4 / 3]]),
+        "logged",
+        np.array([[True, True]]),
+        "every run has its own",
     )
     of = runs.of_prompts(np.array([1, -1]))
     assert of.shares.tolist() == [[0.75, 0.0]]
     assert of.rates.tolist() == [[0.5, 0.0]]
+    assert of.possible.tolist() == [[True, False]]
+
+
+def test_what_the_log_has_hardly_run_is_not_valued(selector: PromptSelector) -> None:
+    """The right prompt of each query was drawn one time in a hundred: nothing is known of the selector's choices."""
+    table, rng, rows = make_log(200, seed=31, replicates=1), np.random.default_rng(0), []
+    of_query: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        of_query.setdefault(row["query_id"], []).append(row)
+    for group in of_query.values():
+        p = [0.01, 0.495, 0.495] if "alpha" in group[0]["query"] else [0.495, 0.01, 0.495]
+        drawn = int(rng.choice(3, p=p))
+        rows.append(group[drawn] | {"propensity": p[drawn]})
+    schema = table.schema.append(pa.field("propensity", pa.float64()))
+    result = evaluate(selector, pa.Table.from_pylist(rows, schema=schema), draws=100)
+    assert result.policies["selector"]["value"] is None
+    assert result.policies["best_prompt"]["value"] is not None
+    assert any("few runs" in w and "selector" in w and "cannot be valued" in w for w in result.warnings)
+
+
+def test_queries_on_which_the_logger_had_no_choice_are_no_evidence_of_others(
+    selector: PromptSelector, full: pa.Table
+) -> None:
+    """A quarter of the alpha queries was always run under b: what a would have done there, nobody knows."""
+    table = thinned(full, "uniform")
+    number, rows = {r["query_id"]: i for i, r in enumerate(full.to_pylist())}, table.to_pylist()
+    whole = {(r["query_id"], r["prompt_id"]): r for r in full.to_pylist()}
+    for i, row in enumerate(rows):
+        if "alpha" in row["query"] and number[row["query_id"]] % 4 == 0:
+            rows[i] = whole[(row["query_id"], "b")] | {"propensity": 1.0}
+    result = evaluate(selector, pa.Table.from_pylist(rows, schema=table.schema), draws=100)
+    assert result.off_policy["support"]["selector"]["unsupported_share"] > 0.05
+    assert result.policies["selector"]["value"] is None
+
+
+def test_a_prompt_with_nearly_all_runs_is_no_sign_of_a_rule(full: pa.Table) -> None:
+    table = thinned(full, "uniform", propensity=False)
+    rng, whole, rows = np.random.default_rng(3), {(r["query_id"], r["prompt_id"]): r for r in full.to_pylist()}, []
+    for row in table.to_pylist():
+        rows.append(whole[(row["query_id"], str(rng.choice(PROMPTS, p=[0.01, 0.01, 0.98])))] | {"propensity": None})
+    cells = make_cells(pa.Table.from_pylist(rows, schema=table.schema))
+    assert logged_runs(cells, np.arange(600)).propensity == "estimated"
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, 2.0, 50.0, float("nan"), float("inf"), 1e-12])
+def test_propensities_that_are_no_probabilities_are_refused(
+    selector: PromptSelector, full: pa.Table, value: float
+) -> None:
+    table = thinned(full, "uniform")
+    values = table["propensity"].to_pylist()
+    values[7] = value
+    wrong = table.set_column(table.schema.get_field_index("propensity"), "propensity", pa.array(values, pa.float64()))
+    with pytest.raises(DataError, match="propensity"):
+        evaluate(selector, wrong)

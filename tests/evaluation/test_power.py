@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import t
 
 from oirl.evaluation.power import compare_prompts, power_of
 
@@ -20,8 +20,24 @@ def test_a_pair_by_hand() -> None:
     error = np.sqrt(1 * 4 / 3) / 4  # Σ (d − ½)² = 1
     assert (c.first, c.second, c.difference, c.n_queries) == ("a", "b", 0.5, 4)
     assert c.standard_error == pytest.approx(error)
-    assert c.p_value == pytest.approx(2 * norm.sf(0.5 / error))
+    assert c.p_value == pytest.approx(2 * t.sf(0.5 / error, 3))
     assert not c.told_apart
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_differences_without_any_spread_are_as_sure_as_a_sign_test(n: int) -> None:
+    (c,) = compare_prompts(["a", "b"], *full(np.c_[np.ones(n), np.zeros(n)]), best=0)
+    assert c.p_value == pytest.approx(2 * 0.5**n)
+    assert c.told_apart == (2 * 0.5**n <= 0.05)
+    thirds = np.c_[np.full(n, 2 / 3), np.full(n, 1 / 3)]  # what rounding leaves is no spread
+    assert compare_prompts(["a", "b"], *full(thirds), best=0)[0].p_value == pytest.approx(2 * 0.5**n)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_few_queries_seldom_tell_equal_prompts_apart(n: int) -> None:
+    rng = np.random.default_rng(0)
+    told = [compare_prompts(["a", "b"], *full((rng.random((n, 2)) < 0.5).astype(float)), best=0) for _ in range(400)]
+    assert sum(bool(c) and c[0].told_apart for c in told) / 400 < 0.08
 
 
 def test_the_better_one_comes_first() -> None:
@@ -82,6 +98,8 @@ def test_queries_for_one_point_follow_the_square_law() -> None:
     assert p.more_queries == p.queries_for_one_point - 500
 
 
-@pytest.mark.parametrize("rates", [np.ones((10, 2)), np.ones((50, 2)), np.ones((50, 1))])
+@pytest.mark.parametrize(
+    "rates", [np.ones((10, 2)), np.ones((50, 2)), np.ones((50, 1)), np.tile([2 / 3, 1 / 3], (50, 1))]
+)
 def test_where_nothing_can_be_said_nothing_is(rates: np.ndarray) -> None:
     assert power_of(*full(rates), best=0).smallest_detectable_gain is None

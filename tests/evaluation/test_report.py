@@ -130,7 +130,7 @@ def test_details_by_hand(log: pa.Table) -> None:
     assert sum(b["runs"] for b in found.reliability) <= 720
     row = found.rows[0]
     cell = [r for r in table.to_pylist() if r["query_id"] == row["query_id"] and r["prompt_id"] == "a"]
-    assert row["replies"]["a"][:2] == [2, sum(r["correct"] for r in cell)]
+    assert row["replies"][found.prompts.index("a")][:2] == [2, sum(r["correct"] for r in cell)]
 
 
 def test_commands_write_pages_and_refuse_other_names(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from oirl.evaluation.success import prompt_success, success_interval
+from oirl.evaluation.intervals import success_interval
+from oirl.evaluation.success import prompt_success
 from oirl.logs.cells import Cells, make_cells
 
 

@@ -8,12 +8,14 @@
   const page = 25;
   let start = 0, sorted = null, down = false;
 
-  function rate(row, prompt) {
-    const reply = row.replies[prompt];
+  const prompts = data.rows.length ? data.rows[0].replies.map((_, i) => i) : [];
+
+  function rate(row, i) {
+    const reply = row.replies[i];
     return reply ? reply[1] / reply[0] : -1;
   }
   function passes(row) {
-    const rates = data.prompts.map((p) => rate(row, p)).filter((r) => r >= 0);
+    const rates = prompts.map((i) => rate(row, i)).filter((r) => r >= 0);
     if (filter.value === "disagree") return Math.max(...rates) > Math.min(...rates);
     if (filter.value === "wrong") return Math.max(...rates) === 0;
     if (filter.value === "switched") return row.chosen !== null && row.chosen !== data.best;
@@ -21,7 +23,7 @@
   }
   function holds(row, words) {
     const texts = [row.query, row.query_id, row.answer || ""];
-    for (const p of data.prompts) if (row.replies[p]) texts.push(row.replies[p][2]);
+    for (const reply of row.replies) if (reply) texts.push(reply[2]);
     const all = texts.join("\n").toLowerCase();
     return words.every((word) => all.includes(word));
   }
@@ -31,9 +33,9 @@
     if (kind) made.className = kind;
     return made;
   }
-  function cell(row, prompt) {
-    const td = element("td", undefined, row.chosen === prompt ? "chosen" : "");
-    const reply = row.replies[prompt];
+  function cell(row, i) {
+    const td = element("td", undefined, row.chosen === i ? "chosen" : "");
+    const reply = row.replies[i];
     if (!reply) { td.textContent = "not run"; return td; }
     const [runs, right, text] = reply;
     const kind = right === runs ? "right" : right === 0 ? "wrong" : "part";
@@ -50,7 +52,7 @@
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     let rows = data.rows.filter((row) => passes(row) && holds(row, words));
     if (sorted !== null) {
-      const key = sorted === "" ? (row) => row.query.toLowerCase() : (row) => rate(row, sorted);
+      const key = sorted === -1 ? (row) => row.query.toLowerCase() : (row) => rate(row, sorted);
       rows = rows.slice().sort((a, b) => (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0) * (down ? -1 : 1));
     }
     if (start >= rows.length) start = 0;
@@ -61,7 +63,7 @@
       query.dir = "auto";
       if (row.answer) { query.append(element("div", "answer: " + row.answer, "small")); }
       tr.append(query);
-      for (const prompt of data.prompts) tr.append(cell(row, prompt));
+      for (const i of prompts) tr.append(cell(row, i));
       body.append(tr);
     }
     const end = Math.min(start + page, rows.length);
@@ -69,15 +71,20 @@
     document.getElementById("previous").disabled = start === 0;
     document.getElementById("next").disabled = end >= rows.length;
   }
-  function move(by) { start = Math.max(0, start + by); draw(); }
+  function move(by) {
+    start = Math.max(0, start + by);
+    draw();
+    const other = document.getElementById(by > 0 ? "previous" : "next");
+    if (document.getElementById(by > 0 ? "next" : "previous").disabled) other.focus();
+  }
   search.addEventListener("input", () => { start = 0; draw(); });
   filter.addEventListener("change", () => { start = 0; draw(); });
   document.getElementById("previous").addEventListener("click", () => move(-page));
   document.getElementById("next").addEventListener("click", () => move(page));
   for (const button of document.querySelectorAll("th button[data-sort]")) {
     button.addEventListener("click", () => {
-      const key = button.dataset.sort === "query" ? "" : data.prompts[Number(button.dataset.sort)];
-      down = sorted === key ? !down : key !== "";
+      const key = button.dataset.sort === "query" ? -1 : Number(button.dataset.sort);
+      down = sorted === key ? !down : key !== -1;
       sorted = key;
       for (const th of document.querySelectorAll("#table th")) th.removeAttribute("aria-sort");
       button.parentElement.setAttribute("aria-sort", down ? "descending" : "ascending");
