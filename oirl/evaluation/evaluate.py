@@ -124,59 +124,30 @@ def evaluate(
     """
     if not hasattr(selector, "model_"):
         raise NotFittedError("evaluate needs a fitted oirl.PromptSelector: call fit(log), or oirl.load(folder), first")
-    model = selector.model_
     check_seed(seed)
     if estimator not in ("auto", *ESTIMATORS):
         raise ConfigError(f"unknown estimator {estimator!r}; known: auto, {', '.join(ESTIMATORS)}")
     rng = np.random.default_rng(seed)
-    log = name_actions(conform_table(log, EVALUATED), getattr(selector, "actions", "prompt"))
-    tested = test_rows(log)
-    everything = make_cells(tested)
-    _check_prompts(everything, model)
-    cells = everything.of_prompts(model.prompt_ids_)
-    if not len(cells.runs):
-        raise DataError(
-            f"the log has no run of a prompt that the model knows ({', '.join(model.prompt_ids_[:8])}); "
-            f"prompts there: {', '.join(everything.prompt_ids[:8])}"
-        )
-    scores = model.predict_proba(everything.queries)
-    groups = group_queries(everything.queries)
-    warnings, seen = _data_warnings(log, everything, cells, model)
-    if groups.templated:
-        warnings.append(
-            f"{groups.templated:,} of {len(everything.queries):,} queries follow one template; the intervals take them "
-            "for independent and speak of new fillings of that template only"
-        )
-    here = np.isin(everything.query_ids, cells.query_ids)
-    runs, successes = cells.matrices()
-    complete = complete_queries(runs)
-    if estimator == "replay" or (estimator == "auto" and allows_replay(complete)):
-        policies, notes = evaluated_policies(selector, cells.queries, scores[here])
-        valuation = replay_policies(policies, successes / np.maximum(runs, 1), complete)
-        clusters = groups.labels[here]
-    else:
-        policies, notes = evaluated_policies(selector, everything.queries, scores)
-        columns = np.array([_position(name, everything.prompt_ids) for name in model.prompt_ids_])
-        logged = logged_runs(everything, groups.labels, seed).of_prompts(columns)
-        estimate = cross_fitted_estimate(model, tested, everything, scores)
-        valuation = value_off_policy(policies, logged, estimate, estimator)
-        clusters = groups.labels
-    warnings += valuation.warnings
+    found = _read(selector, log)
+    cells, model = found.cells, selector.model_
+    policies, notes, valuation, clusters = _valued(selector, found, estimator, seed)
+    found.warnings += valuation.warnings
     if len(np.unique(clusters[valuation.chosen])) < MIN_QUERIES:
-        warnings.append(f"intervals of fewer than {MIN_QUERIES} unlike queries are too narrow to be relied upon")
-    predicted = scores[here][cells.query_index, cells.prompt_index]
+        found.warnings.append(f"intervals of fewer than {MIN_QUERIES} unlike queries are too narrow to be relied upon")
     differing = {name for name, policy in policies.items() if np.any(policy != policies["best_prompt"])}
     values = _intervals(valuation, clusters, differing, rng, draws)
-    reached = [] if seen or valuation.off_policy else list(valuation.contributions.values())
+    reached = [] if found.seen or valuation.off_policy else list(valuation.contributions.values())
     lows = [values[name]["ci_low"] for name in valuation.contributions] if reached else []
-    ceiling, limits = _ceiling(runs, successes, groups.labels[here], rng, reached, lows)
+    own_groups = found.groups[found.here]
+    ceiling, limits = _ceiling(*cells.matrices(), own_groups, rng, reached, lows)
+    scores = found.scores[found.here]
     thrift = cost_document(
         getattr(selector, "costs_", None),
-        tested,
+        found.rows,
         cells,
-        scores[here],
-        {name: policy[here] if len(policy) == len(here) else policy for name, policy in policies.items()},
-        groups.labels[here],
+        scores,
+        evaluated_policies(selector, cells.queries, scores)[0],
+        own_groups,
         prices,
         best=model.train_.best,
         margin=getattr(selector.deployment_, "margin", 0.0),
@@ -185,16 +156,82 @@ def evaluate(
         n_rows=int(cells.runs.sum()),
         n_queries=len(cells.queries),
         n_prompts=len(np.unique(cells.prompt_index)),
-        model=model_metrics(predicted, cells, model.train_.rates),
+        model=model_metrics(scores[cells.query_index, cells.prompt_index], cells, model.train_.rates),
         null_model=model_metrics(model.train_.rates[cells.prompt_index], cells, model.train_.rates),
-        prompts=[s.to_dict() for s in prompt_success(cells, groups.labels[here])],
+        prompts=[s.to_dict() for s in prompt_success(cells, own_groups)],
         policies={name: value | notes.get(name, {}) for name, value in values.items()},
         off_policy=valuation.off_policy,
         ceiling=ceiling,
         deploy={"policy": selector.deployment_.policy, "reason": selector.deployment_.reason},
         cost=thrift,
-        warnings=warnings + limits,
+        warnings=found.warnings + limits,
     )
+
+
+@dataclass(slots=True)
+class _Tested:
+    """The rows of a log that are evaluated, and what the model says of them.
+
+    Attributes:
+        rows: The rows.
+        everything: Their graded runs, under whatever prompt.
+        cells: Those under prompts of the model.
+        here: Which queries of `everything` are those of `cells`, bool (Q,).
+        scores: The model's estimates for the queries of `everything`, float (Q, P).
+        groups: Group of near duplicates of these queries, int (Q,).
+        seen: Whether the model has learned from some of them.
+        warnings: What limits the figures.
+    """
+
+    rows: pa.Table
+    everything: Cells
+    cells: Cells
+    here: np.ndarray
+    scores: np.ndarray
+    groups: np.ndarray
+    seen: bool
+    warnings: list[str]
+
+
+def _read(selector: Selector, log: pa.Table) -> _Tested:
+    model = selector.model_
+    log = name_actions(conform_table(log, EVALUATED), getattr(selector, "actions", "prompt"))
+    rows = test_rows(log)
+    everything = make_cells(rows)
+    _check_prompts(everything, model)
+    cells = everything.of_prompts(model.prompt_ids_)
+    if not len(cells.runs):
+        raise DataError(
+            f"the log has no run of a prompt that the model knows ({', '.join(model.prompt_ids_[:8])}); "
+            f"prompts there: {', '.join(everything.prompt_ids[:8])}"
+        )
+    groups = group_queries(everything.queries)
+    warnings, seen = _data_warnings(log, everything, cells, model)
+    if groups.templated:
+        warnings.append(
+            f"{groups.templated:,} of {len(everything.queries):,} queries follow one template; the intervals take them "
+            "for independent and speak of new fillings of that template only"
+        )
+    here = np.isin(everything.query_ids, cells.query_ids)
+    scores = model.predict_proba(everything.queries)
+    return _Tested(rows, everything, cells, here, scores, groups.labels, seen, warnings)
+
+
+def _valued(
+    selector: Selector, found: _Tested, estimator: str, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]], Valuation, np.ndarray]:
+    """Return the policies, what is shown beside their values, the values, and the groups of the queries behind them."""
+    runs, successes = found.cells.matrices()
+    complete = complete_queries(runs)
+    if estimator == "replay" or (estimator == "auto" and allows_replay(complete)):
+        policies, notes = evaluated_policies(selector, found.cells.queries, found.scores[found.here])
+        valuation = replay_policies(policies, successes / np.maximum(runs, 1), complete)
+        return policies, notes, valuation, found.groups[found.here]
+    policies, notes = evaluated_policies(selector, found.everything.queries, found.scores)
+    columns = np.array([_position(name, found.everything.prompt_ids) for name in selector.model_.prompt_ids_])
+    logged = logged_runs(found.everything, found.groups, seed).of_prompts(columns)
+    estimate = cross_fitted_estimate(selector.model_, found.rows, found.everything, found.scores)
+    return policies, notes, value_off_policy(policies, logged, estimate, estimator), found.groups
 
 
 def model_metrics(probability: np.ndarray, cells: Cells, train_rates: np.ndarray) -> dict[str, float | None]:

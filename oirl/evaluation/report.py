@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
 from typing import Any
 
-from oirl import __version__
 from oirl.evaluation.details import Details
 from oirl.evaluation.figures import cost_figure, gain_curve_figure, intervals_figure, reliability_figure
+from oirl.evaluation.page import (
+    as_interval,
+    as_number,
+    as_percent,
+    as_points,
+    figure_box,
+    gain_words,
+    in_bold,
+    rows_table,
+    safe_text,
+    short_name,
+    value_words,
+    verdict_box,
+    whole_page,
+)
 from oirl.logs.atomic import atomic_file
 from oirl.logs.store import Source
-from oirl.logs.text import printable
 
 _WORDS = {
     "best_prompt": "the best single prompt of the training log",
@@ -24,7 +32,7 @@ _WORDS = {
     "knn": "null: the prompt that did best on the 50 most similar training queries",
     "random": "null: any prompt",
 }
-_LONGEST_NAME, _MOST_IN_FIGURE, _MOST_PAIRS = 60, 40, 50
+_MOST_IN_FIGURE, _MOST_PAIRS = 40, 50
 _METHOD = {
     "Success of a prompt": "Mean over queries of the mean over its runs. The 95% interval is Wilson's, for as many "
     "tries as the standard error, clustered by near duplicates, stands for.",
@@ -94,22 +102,22 @@ def render_report(document: dict[str, Any], details: Details) -> str:
     body = _evaluation_body(document, details) if evaluation else _audit_body(document)
     best = document["policies"]["best_prompt"].get("prompt_id") if evaluation else None
     shown = [*body, *_table(details, best), *_warnings(document["warnings"]), *_method(evaluation)]
-    return _page(title, shown, details, best)
+    return whole_page(title, shown, details, best)
 
 
 def _evaluation_body(d: dict[str, Any], details: Details) -> list[str]:
     policies, ceiling, deploy = d["policies"], d["ceiling"], d["deploy"]
     selector = policies["selector"]
     best = policies["best_prompt"]
-    deployed = "the choice per query" if deploy["policy"] == "selector" else _id(best["prompt_id"])
+    deployed = "the choice per query" if deploy["policy"] == "selector" else short_name(best["prompt_id"])
     verdict = [
-        f"The best single prompt is {_b(_id(best['prompt_id']))}: {_value(best)}.",
-        f"Choosing the prompt per query gives {_value(selector)}, a gain of {_gain(selector)}.",
-        f"Deployed: {_b(deployed)}, because {_text(deploy['reason'])}.",
+        f"The best single prompt is {in_bold(short_name(best['prompt_id']))}: {value_words(best)}.",
+        f"Choosing the prompt per query gives {value_words(selector)}, a gain of {gain_words(selector)}.",
+        f"Deployed: {in_bold(deployed)}, because {safe_text(deploy['reason'])}.",
     ]
     known = [(n, p) for n, p in policies.items() if p["value"] is not None]
     lines = [("ceiling", ceiling["value"])] if ceiling["value"] is not None else []
-    parts = [_verdict(verdict), *_prompts(d)]
+    parts = [verdict_box(verdict), *_prompts(d)]
     parts += ["<h2>What policies would reach</h2>"]
     if known:
         figure = intervals_figure(
@@ -119,19 +127,19 @@ def _evaluation_body(d: dict[str, Any], details: Details) -> list[str]:
             lines=lines,
         )
         parts.append(
-            _figure(figure, "Values of policies with 95% intervals.", "Success of each policy with its interval")
+            figure_box(figure, "Values of policies with 95% intervals.", "Success of each policy with its interval")
         )
     parts.append(
-        _rows(
+        rows_table(
             ["policy", "what it is", "success", "95% interval", "gain (points)", "95% interval", "estimator"],
             [
                 [
                     name,
                     _WORDS.get(name, ""),
-                    _percent(p["value"]),
-                    _interval(p["ci_low"], p["ci_high"]),
-                    _points(p["gain"]),
-                    _interval(p["gain_ci_low"], p["gain_ci_high"], points=True),
+                    as_percent(p["value"]),
+                    as_interval(p["ci_low"], p["ci_high"]),
+                    as_points(p["gain"]),
+                    as_interval(p["gain_ci_low"], p["gain_ci_high"], points=True),
                     p["estimator"],
                 ]
                 for name, p in policies.items()
@@ -147,14 +155,14 @@ def _evaluation_body(d: dict[str, Any], details: Details) -> list[str]:
     m, null = d["model"], d["null_model"]
     parts += ["<h2>The reward model</h2>"]
     parts.append(
-        _rows(
+        rows_table(
             ["figure", "reward model", "prompt means alone"],
-            [[_MODEL.get(name, name), _number(m[name]), _number(null[name])] for name in m],
+            [[_MODEL.get(name, name), as_number(m[name]), as_number(null[name])] for name in m],
         )
     )
     if details.reliability:
         parts.append(
-            _figure(reliability_figure(details.reliability), "Calibration.", "Observed against predicted success")
+            figure_box(reliability_figure(details.reliability), "Calibration.", "Observed against predicted success")
         )
     return parts
 
@@ -164,18 +172,18 @@ def _off_policy(found: dict[str, Any] | None) -> list[str]:
     if not found:
         return []
     names = list(dict.fromkeys(e for row in found["estimates"].values() for e in row))
-    said = f"<p>Values are estimated from runs that another policy chose: {_text(found['reason'])}.</p>"
+    said = f"<p>Values are estimated from runs that another policy chose: {safe_text(found['reason'])}.</p>"
     rows = [
         [
             name,
-            *(_percent(row.get(e)) for e in names),
+            *(as_percent(row.get(e)) for e in names),
             f"{found['support'][name]['effective_sample_size']:,.0f}",
-            _percent(found["support"][name]["largest_weight"]),
-            _percent(found["support"][name]["unsupported_share"]),
+            as_percent(found["support"][name]["largest_weight"]),
+            as_percent(found["support"][name]["unsupported_share"]),
         ]
         for name, row in found["estimates"].items()
     ]
-    return [said, _rows(["policy", *names, "effective queries", "largest weight", "never run"], rows)]
+    return [said, rows_table(["policy", *names, "effective queries", "largest weight", "never run"], rows)]
 
 
 def _self_check(check: dict[str, Any] | None) -> list[str]:
@@ -186,18 +194,18 @@ def _self_check(check: dict[str, Any] | None) -> list[str]:
         [
             e["policy"],
             e["estimator"],
-            _points(e["mean_error"]),
+            as_points(e["mean_error"]),
             f"{100 * e['rmse']:.2f}",
             f"{100 * e['half_width']:.2f}",
-            _percent(e["covered"]),
+            as_percent(e["covered"]),
         ]
         for e in check["errors"]
     ]
     return [
         "<h2>Self-check of the estimators</h2>",
         f"<p>{check['n_queries']:,} complete queries were thinned {check['repeats']} times to one run each "
-        f"({_text(check['logger'])}); errors against the value of all runs, in points.</p>",
-        _rows(["policy", "estimator", "mean error", "RMSE", "half width", "intervals that hold the truth"], rows),
+        f"({safe_text(check['logger'])}); errors against the value of all runs, in points.</p>",
+        rows_table(["policy", "estimator", "mean error", "RMSE", "half width", "intervals that hold the truth"], rows),
     ]
 
 
@@ -208,19 +216,19 @@ def _choosing(d: dict[str, Any], details: Details) -> list[str]:
         return [*parts, "<p>Too few queries were run under every prompt to say.</p>"]
     switched = d["policies"]["selector"].get("switched")
     text = "Gain if the queries with the largest predicted gain are switched, with a 95% band; dashed: the selector."
-    parts.append(_figure(gain_curve_figure(details.gain_curve, switched), text, "Gain by share of queries switched"))
+    parts.append(figure_box(gain_curve_figure(details.gain_curve, switched), text, "Gain by share of queries switched"))
     if not details.switches:
         return [*parts, "<p>The selector switches no query.</p>"]
     return [
         *parts,
-        _rows(
+        rows_table(
             ["switched to", "queries", "gain on them (points)", "95% interval", "words that stand out in them"],
             [
                 [
-                    _id(s["prompt_id"]),
+                    short_name(s["prompt_id"]),
                     f"{s['queries']:,}",
-                    _points(s["gain"]),
-                    _interval(s["ci_low"], s["ci_high"], points=True),
+                    as_points(s["gain"]),
+                    as_interval(s["ci_low"], s["ci_high"], points=True),
                     ", ".join(s["words"]) or "–",
                 ]
                 for s in details.switches
@@ -232,24 +240,24 @@ def _choosing(d: dict[str, Any], details: Details) -> list[str]:
 def _cost(cost: dict[str, Any], best: str) -> list[str]:
     caption = "Success against cost as thrift grows; filled where choosing per query is deployed. Intervals are 95%."
     said = [
-        f"<li>Thrift set on the training log to keep {_percent(c['target'])} of what {_text(_id(best))} has over "
-        f"{_text(_id(cost['cheapest_prompt']))} keeps {_percent(c['gap_recovered'])} here, at "
-        f"{_percent(c['cost_ratio'])} of its cost.</li>"
+        f"<li>Thrift set on the training log to keep {as_percent(c['target'])} of what {safe_text(short_name(best))} has "
+        f"over {safe_text(short_name(cost['cheapest_prompt']))} keeps {as_percent(c['gap_recovered'])} here, at "
+        f"{as_percent(c['cost_ratio'])} of its cost.</li>"
         for c in cost["calibrated"]
     ]
     return [
         "<h2>Cost</h2>",
-        _rows(
+        rows_table(
             ["policy", f"mean cost per query ({cost['unit']})"],
             [[name, f"{value:.4g}"] for name, value in cost["policies"].items()],
         ),
-        _figure(cost_figure(cost["curve"], cost["unit"]), caption, "Success against cost"),
+        figure_box(cost_figure(cost["curve"], cost["unit"]), caption, "Success against cost"),
         f"<ul>{''.join(said)}</ul>",
     ]
 
 
 def _audit_body(d: dict[str, Any]) -> list[str]:
-    parts = [_verdict([_text(sentence) for sentence in d["verdict"]]), *_prompts(d)]
+    parts = [verdict_box([safe_text(sentence) for sentence in d["verdict"]]), *_prompts(d)]
     if d["ceiling"]:
         parts.append(_ceiling(d["ceiling"]))
     alike = [c for c in d["comparisons"] if not c["told_apart"]]
@@ -258,12 +266,12 @@ def _audit_body(d: dict[str, Any]) -> list[str]:
         if len(alike) > _MOST_PAIRS:
             parts.append(f'<p class="small">The {_MOST_PAIRS} least sure are shown.</p>')
         parts.append(
-            _rows(
+            rows_table(
                 ["better", "other", "difference (points)", "queries", "p"],
                 [
                     [
-                        _id(c["first"]),
-                        _id(c["second"]),
+                        short_name(c["first"]),
+                        short_name(c["second"]),
                         f"{100 * c['difference']:+.1f} ± {196 * c['standard_error']:.1f}",
                         f"{c['n_queries']:,}",
                         f"{c['p_value']:.3f}",
@@ -272,7 +280,7 @@ def _audit_body(d: dict[str, Any]) -> list[str]:
                 ],
             )
         )
-    return [*parts, "<h2>The log</h2>", _rows(["what", "how many"], _health(d))]
+    return [*parts, "<h2>The log</h2>", rows_table(["what", "how many"], _health(d))]
 
 
 def _health(d: dict[str, Any]) -> list[list[str]]:
@@ -280,7 +288,7 @@ def _health(d: dict[str, Any]) -> list[list[str]]:
     for group, labels in _HEALTH.items():
         found += [[text, f"{d[group][key]:,}"] for key, text in labels.items() if d[group].get(key) is not None]
     agreement = d["replicates"].get("agreement")
-    return [*found, ["agreement of two runs of a cell", _percent(agreement)]]
+    return [*found, ["agreement of two runs of a cell", as_percent(agreement)]]
 
 
 def _prompts(d: dict[str, Any]) -> list[str]:
@@ -292,15 +300,15 @@ def _prompts(d: dict[str, Any]) -> list[str]:
         name="prompts",
         label="success (%)",
     )
-    table = _rows(
+    table = rows_table(
         ["prompt", "runs", "queries", "success", "95% interval"],
         [
             [
-                _id(p["prompt_id"]),
+                short_name(p["prompt_id"]),
                 f"{p['n']:,}",
                 f"{p['n_queries']:,}",
-                _percent(p["success"]),
-                _interval(p["ci_low"], p["ci_high"]),
+                as_percent(p["success"]),
+                as_interval(p["ci_low"], p["ci_high"]),
             ]
             for p in rows
         ],
@@ -308,16 +316,16 @@ def _prompts(d: dict[str, Any]) -> list[str]:
     caption = "Success of each prompt with its 95% interval."
     if len(rows) > _MOST_IN_FIGURE:
         caption += f" The first {_MOST_IN_FIGURE} of {len(rows)}; the table has all."
-    return ["<h2>Prompts</h2>", _figure(figure, caption, caption), table]
+    return ["<h2>Prompts</h2>", figure_box(figure, caption, caption), table]
 
 
 def _ceiling(c: dict[str, Any]) -> str:
     if c.get("one_draw_oracle") is None:
-        return f"<p>Ceiling of a choice per query: {_text(c['method'])}.</p>"
+        return f"<p>Ceiling of a choice per query: {safe_text(c['method'])}.</p>"
     return (
-        f"<p>Ceiling of a choice per query: {_percent(c['value'])} {_interval(c['ci_low'], c['ci_high'])} on "
-        f"{c['n_queries']:,} queries ({_text(c['method'])}). One run of every prompt in hindsight: "
-        f"{_percent(c['one_draw_oracle'])}, luck included.</p>"
+        f"<p>Ceiling of a choice per query: {as_percent(c['value'])} {as_interval(c['ci_low'], c['ci_high'])} on "
+        f"{c['n_queries']:,} queries ({safe_text(c['method'])}). One run of every prompt in hindsight: "
+        f"{as_percent(c['one_draw_oracle'])}, luck included.</p>"
     )
 
 
@@ -325,7 +333,7 @@ def _table(details: Details, best: str | None) -> list[str]:
     if not details.rows:
         return []
     heads = "".join(
-        f'<th scope="col"><button type="button" data-sort="{i}">{_text(_id(name))}</button></th>'
+        f'<th scope="col"><button type="button" data-sort="{i}">{safe_text(short_name(name))}</button></th>'
         for i, name in enumerate(details.prompts)
     )
     n = len(details.rows)
@@ -351,103 +359,11 @@ def _table(details: Details, best: str | None) -> list[str]:
 def _warnings(warnings: Sequence[str]) -> list[str]:
     if not warnings:
         return ["<h2>Warnings</h2>", "<p>None.</p>"]
-    items = "".join(f"<li>{_text(text)}</li>" for text in warnings)
+    items = "".join(f"<li>{safe_text(text)}</li>" for text in warnings)
     return ["<h2>Warnings</h2>", f'<ul class="warnings">{items}</ul>']
 
 
 def _method(evaluation: bool) -> list[str]:
     left_out = _OF_AUDITS if evaluation else _OF_EVALUATIONS
-    items = "".join(f"<dt>{_text(w)}</dt><dd>{_text(t)}</dd>" for w, t in _METHOD.items() if w not in left_out)
+    items = "".join(f"<dt>{safe_text(w)}</dt><dd>{safe_text(t)}</dd>" for w, t in _METHOD.items() if w not in left_out)
     return ["<h2>Method</h2>", f"<dl>{items}</dl>"]
-
-
-def _page(title: str, parts: Sequence[str], details: Details, best: str | None) -> str:
-    assets = files("oirl.evaluation") / "assets"
-    style = (assets / "report.css").read_text(encoding="utf-8")
-    script = (assets / "report.js").read_text(encoding="utf-8") if details.rows else ""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing is fetched and no script but the one below may run, whatever stands in the replies.
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    place = details.prompts.index(best) if best in details.prompts else None
-    data = json.dumps({"rows": details.rows, "best": place}, ensure_ascii=False)
-    # In a script element only `</script` and `<!--` end or change the text.
-    data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    scripts = f'<script type="application/json" id="rows">{data}</script><script>{script}</script>' if script else ""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_text(policy)}">'
-        f"<style>{style}</style></head><body><main><h1>{_text(title)}</h1>\n"
-        + "\n".join(parts)
-        + f'\n</main><footer class="small">oirl {_text(__version__)}</footer>{scripts}</body></html>\n'
-    )
-
-
-def _verdict(sentences: Sequence[str]) -> str:
-    return '<section class="verdict">' + "".join(f"<p>{text}</p>" for text in sentences) + "</section>"
-
-
-def _figure(svg: str, caption: str, label: str) -> str:
-    image = f'<div role="img" aria-label="{_text(label)}">{svg}</div>'
-    return f"<figure>{image}<figcaption>{_text(caption)}</figcaption></figure>"
-
-
-def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    numeric = [i > 0 and all(_looks_numeric(row[i]) for row in rows) for i in range(len(columns))]
-    kinds = [' class="number"' if n else "" for n in numeric]
-    head = "".join(f'<th scope="col"{kind}>{_text(name)}</th>' for name, kind in zip(columns, kinds, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{_text(c)}</td>" for c, kind in zip(row, kinds, strict=True)) + "</tr>"
-        for row in rows
-    )
-    where = f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(columns[0])} table">'
-    return f"{where}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _looks_numeric(text: str) -> bool:
-    return not text or text.lstrip("+-[−–").replace(".", "")[:1].isdigit() or text == "–"
-
-
-def _text(text: str) -> str:
-    """Return a text as HTML, without characters that turn the order of what follows."""
-    return escape(printable(text))
-
-
-def _id(name: str) -> str:
-    """Return a name on one line, cut where it is a whole text."""
-    line = " ".join(name.split())
-    return line if len(line) <= _LONGEST_NAME else line[: _LONGEST_NAME - 1] + "…"
-
-
-def _b(text: str) -> str:
-    return f"<b>{_text(text)}</b>"
-
-
-def _value(policy: dict[str, Any]) -> str:
-    if policy["value"] is None:
-        return "a value that this log does not tell"
-    return f"{_percent(policy['value'])} success, 95% interval {_interval(policy['ci_low'], policy['ci_high'])}"
-
-
-def _gain(policy: dict[str, Any]) -> str:
-    if policy["gain"] is None:
-        return "an amount that this log does not tell"
-    ends = _interval(policy["gain_ci_low"], policy["gain_ci_high"], points=True)
-    return f"{_points(policy['gain'])} points, 95% interval {ends}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%"
-
-
-def _points(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _interval(low: float | None, high: float | None, *, points: bool = False) -> str:
-    form = _points if points else _percent
-    return "–" if low is None or high is None else f"[{form(low)}, {form(high)}]"
