@@ -51,10 +51,7 @@ def audit(
 
 
 def print_audit(document: dict[str, Any]) -> None:
-    """Print an audit for people: the verdict first."""
-    for sentence in document["verdict"]:
-        say(sentence)
-    say()
+    """Print an audit for people: the verdict stands at the end."""
     _print_rows(document)
     if document["prompts"]:
         print_table(
@@ -85,6 +82,9 @@ def print_audit(document: dict[str, Any]) -> None:
         )
     for warning in document["warnings"]:
         note(f"warning: {warning}")
+    say()
+    for sentence in document["verdict"]:
+        say(sentence)
 
 
 def _print_rows(document: dict[str, Any]) -> None:

@@ -239,9 +239,10 @@ def _choosing(d: dict[str, Any], details: Details) -> list[str]:
 
 def _cost(cost: dict[str, Any], best: str) -> list[str]:
     caption = "Success against cost as thrift grows; filled where choosing per query is deployed. Intervals are 95%."
+    gap = f"{safe_text(short_name(best))} has over {safe_text(short_name(cost['cheapest_prompt']))}"
     said = [
-        f"<li>Thrift set on the training log to keep {as_percent(c['target'])} of what {safe_text(short_name(best))} has "
-        f"over {safe_text(short_name(cost['cheapest_prompt']))} keeps {as_percent(c['gap_recovered'])} here, at "
+        f"<li>Thrift set on the training log to keep {as_percent(c['target'])} of what {gap} keeps "
+        f"{as_percent(c['gap_recovered'])} here, at "
         f"{as_percent(c['cost_ratio'])} of its cost.</li>"
         for c in cost["calibrated"]
     ]

@@ -236,7 +236,7 @@ def test_the_command_prints_one_document_or_a_page(tmp_path: Path) -> None:
     assert document["n_queries"] == 60
     page = run_oirl("audit", tmp_path / "log.parquet")
     assert page.returncode == 0
-    assert page.stdout.startswith("Best prompt: ")
+    assert "\n\nBest prompt: " in page.stdout
     assert "95% interval" in page.stdout
     missing = run_oirl("audit", tmp_path / "none.parquet")
     assert missing.returncode == 2
