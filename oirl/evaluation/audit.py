@@ -14,7 +14,7 @@ from oirl.errors import DataError
 from oirl.evaluation.ceilings import best_choice_ceiling
 from oirl.evaluation.intervals import MIN_QUERIES
 from oirl.evaluation.power import compare_prompts, power_of
-from oirl.evaluation.replies import check_cut_off, check_labels
+from oirl.evaluation.replies import check_cut_off, check_labels, repeated_until_right
 from oirl.evaluation.success import prompt_success
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.costs import run_costs
@@ -126,6 +126,12 @@ def audit(log: pa.Table, *, prices: Mapping[str, tuple[float, float]] | None = N
         group_of = dict(zip(ids, grouping.labels.tolist(), strict=True))
         _describe_verdicts(found, cells, np.array([group_of[name] for name in cells.query_ids]), rng)
     found.warnings += _data_warnings(found)
+    retried = repeated_until_right(log)
+    if retried is not None:
+        found.warnings.append(
+            f"in {retried:.0%} of the repeated cases only the last run is right: if runs were repeated until one was, "
+            "success is overstated; keep the first run of each"
+        )
     return found
 
 

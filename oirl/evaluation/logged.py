@@ -12,6 +12,7 @@ from oirl.logs.splits import assign_folds
 from oirl.rewards.embedders import TfidfEmbedder
 
 _DIMENSIONS, _FOLDS, _ENOUGH = 64, 5, 50
+_MOSTLY_KNOWN = 0.95
 _STRENGTHS = (0.01, 0.1, 1.0)  # inverse penalties of the classifier, the best on held-out folds is taken
 _DETERMINISTIC, _TOLD = 0.97, 0.9
 """Held-out accuracy of predicting the prompt from the query, and how much of what the most-run prompt alone leaves open
@@ -74,17 +75,21 @@ def logged_runs(cells: Cells, groups: np.ndarray, seed: int = 0) -> LoggedRuns:
     shares = runs / runs.sum(axis=1, keepdims=True)
     rates = np.divide(successes, runs, out=np.zeros(runs.shape), where=runs > 0)
     ever = np.broadcast_to((runs > 0).any(axis=0), runs.shape)
-    if cells.inverse_propensity is not None and np.isfinite(cells.inverse_propensity).all():
+    known = _known(cells)
+    if cells.inverse_propensity is not None and known.mean() >= _MOSTLY_KNOWN:
+        shares = _without_unknown(shares, cells, known)
         inverse = np.zeros(runs.shape)
-        inverse[cells.query_index, cells.prompt_index] = cells.inverse_propensity
-        if np.all(cells.inverse_propensity < 1 + 1e-9):
+        inverse[cells.query_index, cells.prompt_index] = np.where(known, cells.inverse_propensity, 0.0)
+        if np.all(cells.inverse_propensity[known] < 1 + 1e-9):
             why = "every run has the propensity 1: the logger left nothing to chance"
             return LoggedRuns(shares, rates, inverse, "deterministic", ever, why)
         # Where the prompts that were run have all of the probability, the others had none.
         seen = np.divide(1.0, inverse, out=np.zeros(runs.shape), where=inverse > 0)
         possible = np.where((seen.sum(axis=1) >= 1 - 1e-6)[:, None], runs > 0, ever)
-        warning = _check(shares, inverse)
-        return LoggedRuns(shares, rates, inverse, "logged", possible, "every run has its propensity", warning)
+        left_out = int(cells.runs[~known].sum())
+        why = f"all runs but {left_out:,} have their propensity" if left_out else "every run has its propensity"
+        warning = f"{left_out:,} runs without a propensity were left out of the weighting" if left_out else None
+        return LoggedRuns(shares, rates, inverse, "logged", possible, why, _check(shares, inverse) or warning)
     propensity, accuracy, by_query = estimate_propensities(cells, shares, groups, seed)
     inverse = np.where(runs > 0, 1 / propensity, 0.0)
     # Where one prompt has nearly all runs, guessing it is no knowledge of the query.
@@ -99,6 +104,24 @@ def logged_runs(cells: Cells, groups: np.ndarray, seed: int = 0) -> LoggedRuns:
         else "as each prompt's share, as the query does not tell the prompt"
     )
     return LoggedRuns(shares, rates, inverse, "estimated", ever, f"{lacks}; they were estimated {how}")
+
+
+def _known(cells: Cells) -> np.ndarray:
+    """Return which cells have the propensity of all of their runs, bool (C,)."""
+    if cells.inverse_propensity is None:
+        return np.zeros(len(cells.runs), dtype=bool)
+    return np.asarray(np.isfinite(cells.inverse_propensity))
+
+
+def _without_unknown(shares: np.ndarray, cells: Cells, known: np.ndarray) -> np.ndarray:
+    """Return the shares without cells of unknown propensity; queries that had others stand for those that had none."""
+    if known.all():
+        return shares
+    kept = shares.copy()
+    kept[cells.query_index[~known], cells.prompt_index[~known]] = 0.0
+    total = kept.sum(axis=1, keepdims=True)
+    scaled = np.divide(kept, total, out=np.zeros(kept.shape), where=total > 0)
+    return np.asarray(scaled * len(total) / max(int((total > 0).sum()), 1))
 
 
 def estimate_propensities(

@@ -20,6 +20,7 @@ _SHOWN = 300
 _NUMERAL = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _LETTER = re.compile(r"\(?[A-Ja-j]\)?\.?")
 _LONG = 200
+_FEWEST_REPEATED, _ONLY_LAST = 20, 0.95
 _PILE, _SHORTEST_LIMIT, _BELOW, _OUTLIER = 0.01, 32, 8, 5
 _REASON = r'"(?:finish_reason|stop_reason)": ?"[^"]+"'
 _CUT_REASON = r'"(?:finish_reason|stop_reason)": ?"(?:length|max_tokens|model_length|MAX_TOKENS)"'
@@ -131,6 +132,35 @@ def check_cut_off(log: pa.Table) -> CutOff:
         int(midway.sum()),
         float(1 - np.mean(graded)) if graded else None,
     )
+
+
+def repeated_until_right(log: pa.Table) -> float | None:
+    """Return the share of repeated queries (or of repeats of a prompt) in which only the last run is right.
+
+    Where runs were repeated until one was right, success is overstated, whatever the propensities say.
+
+    Args:
+        log: Interactions in the order in which they were run, with query_id, prompt_id and correct.
+
+    Returns:
+        The larger of the two shares, None where it is below 95% or there are fewer than 20 repeated groups.
+    """
+    graded = log.filter(pc.is_valid(log["correct"]))
+    right = graded["correct"].to_numpy(zero_copy_only=False).astype(bool)
+    query = np.asarray(graded["query_id"].combine_chunks().dictionary_encode().indices, dtype=np.int64)
+    prompt = np.asarray(graded["prompt_id"].combine_chunks().dictionary_encode().indices, dtype=np.int64)
+    found = []
+    for key in (query, query * (prompt.max(initial=0) + 1) + prompt):
+        order = np.argsort(key, kind="stable")
+        last = np.r_[key[order][1:] != key[order][:-1], True] if len(order) else np.zeros(0, dtype=bool)
+        groups = np.cumsum(np.r_[True, last[:-1]]) - 1 if len(order) else np.zeros(0, dtype=np.int64)
+        sizes = np.bincount(groups)
+        early = np.bincount(groups, weights=right[order] & ~last, minlength=len(sizes))
+        repeated = sizes > 1
+        if repeated.sum() >= _FEWEST_REPEATED and right[order][last][repeated].mean() > 0.5:
+            found.append(float((early[repeated] == 0).mean()))
+    share = max(found, default=0.0)
+    return share if share >= _ONLY_LAST else None
 
 
 def _checker_for(log: pa.Table, rows: np.ndarray) -> tuple[Callable[[str, str], Any] | None, str | None]:

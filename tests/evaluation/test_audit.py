@@ -215,6 +215,18 @@ def test_prompts_that_were_run_on_other_queries_are_not_called_better() -> None:
     assert "cannot be compared" in said
 
 
+def test_runs_that_were_repeated_until_right_are_told() -> None:
+    table, rng, rows = make_log(200, replicates=1), np.random.default_rng(0), []
+    for row in table.to_pylist()[::3]:
+        for replicate in range(6):
+            rows.append(row | {"replicate": replicate, "correct": bool(rng.random() < 0.5)})
+            if rows[-1]["correct"]:
+                break
+    found = audit(pa.Table.from_pylist(rows, schema=table.schema))
+    assert any("repeated until" in w for w in found.warnings)
+    assert not any("repeated until" in w for w in audit(make_log(200)).warnings)
+
+
 def test_a_router_table_and_incomplete_logs_are_audited() -> None:
     table = make_log(60)
     router = table.append_column("model", table["prompt_id"])

@@ -224,6 +224,21 @@ def test_queries_on_which_the_logger_had_no_choice_are_no_evidence_of_others(
     assert result.policies["selector"]["value"] is None
 
 
+def test_a_few_runs_without_propensity_do_not_spoil_the_others(selector: PromptSelector, full: pa.Table) -> None:
+    table = thinned(full, "leaning")
+    values = [None if i % 50 == 0 else p for i, p in enumerate(table["propensity"].to_pylist())]
+    some = table.set_column(table.schema.get_field_index("propensity"), "propensity", pa.array(values, pa.float64()))
+    result = evaluate(selector, some, draws=200)
+    assert result.off_policy["propensity"] == "logged"
+    assert any("12 runs without a propensity" in w for w in result.warnings)
+    for name in ("best_prompt", "random", "selector"):
+        policy = result.policies[name]
+        assert policy["ci_low"] - 0.01 <= truth(name) <= policy["ci_high"] + 0.01
+    half = [None if i % 2 else p for i, p in enumerate(table["propensity"].to_pylist())]
+    some = table.set_column(table.schema.get_field_index("propensity"), "propensity", pa.array(half, pa.float64()))
+    assert evaluate(selector, some, draws=50).off_policy["propensity"] == "estimated"
+
+
 def test_a_prompt_with_nearly_all_runs_is_no_sign_of_a_rule(full: pa.Table) -> None:
     table = thinned(full, "uniform", propensity=False)
     rng, whole, rows = np.random.default_rng(3), {(r["query_id"], r["prompt_id"]): r for r in full.to_pylist()}, []
