@@ -16,7 +16,7 @@ from oirl.logs.importing.lines import files_like, read_json_lines, read_whole
 from oirl.logs.importing.lm_eval_sample import read_arguments, read_replies, read_target, read_verdict, slot_text
 from oirl.logs.importing.runs import Run, as_list, choose, head_of, load_json, run_chunks, tidy
 from oirl.logs.importing.templates import EXAMPLES, filled, is_plain, names_in, value_of
-from oirl.logs.text import text_id
+from oirl.logs.text import normalise, text_hash, text_id
 
 _TIME = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)$")
 _REFERENCES = re.compile(r"""\{[{%][^{}]*?[}%]\}|doc\[["'](\w+)["']\]|doc\.get\(["'](\w+)["']""")
@@ -143,7 +143,7 @@ class _Reader:
         self._plain = task.template is not None and is_plain(task.template)
         self._names = names_in(task.lead + (task.template or "")) if self._plain else []
         self._votes = task.votes if task.known else _votes_seen(head)
-        self._ids: dict[str, str] = {}
+        self._ids: dict[int, int] = {}
 
     def _given(self, rendered: str | None, slots: dict[str, str]) -> str | None:
         """Return the template with its description, where that stands right before it."""
@@ -211,7 +211,9 @@ class _Reader:
             return found
         if not isinstance(doc_hash, str) or not query:
             return None
-        return None if self._ids.setdefault(query, doc_hash) == doc_hash else f"{text_id(query)}-{doc_hash[:12]}"
+        # Hashes, not texts: of a large file these are many.
+        first = self._ids.setdefault(text_hash(normalise(query)), text_hash(doc_hash))
+        return None if first == text_hash(doc_hash) else f"{text_id(query)}-{doc_hash[:12]}"
 
 
 def _filter_of(sample: dict[str, Any]) -> str:
