@@ -27,7 +27,8 @@ import oirl
 from oirl.evaluation.intervals import bootstrap_means, percentile_interval
 from oirl.evaluation.policies import switch
 from oirl.logs.cells import Cells, make_cells
-from oirl.logs.splits import assign_folds, distinct_queries, group_queries
+from oirl.logs.groups import group_queries
+from oirl.logs.splits import assign_folds, distinct_queries
 from oirl.logs.text import mask_numbers
 from oirl.selection.gate import MARGINS
 

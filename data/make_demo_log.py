@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from oirl.logs.splits import assign_test, group_queries
+from oirl.logs.groups import group_queries
+from oirl.logs.splits import assign_test
 from oirl_data import demo_path, small_lm_path
 from oirl_data.problems import KINDS, Problem, generate_problems
 from oirl_data.prompts import PROMPTS, TAUGHT, render

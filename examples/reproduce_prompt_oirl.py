@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import oirl
 from oirl.evaluation.intervals import bootstrap_means, percentile_interval
 from oirl.logs.cells import make_cells
-from oirl.logs.splits import group_queries
+from oirl.logs.groups import group_queries
 
 PUBLISHED = ["direct", "CoT", "APE", "Dis", "ToT", "Decomp"]
 """The six training prompts of the paper; other logs are used with all of theirs."""

@@ -37,6 +37,7 @@ PURE = [
     "oirl/logs/text.py",
     "oirl/logs/numbers.py",
     "oirl/logs/answers.py",
+    "oirl/logs/groups.py",
 ]
 HEAVY = ["torch", "sklearn", "xgboost", "transformers", "sentence_transformers", "pandas", "scipy", "pyarrow"]
 SOURCES = sorted([*ROOT.glob("oirl/**/*.py"), *ROOT.glob("cli/**/*.py"), *ROOT.glob("data/**/*.py")])

@@ -18,7 +18,8 @@ from oirl.evaluation.replies import check_cut_off, check_labels, repeated_until_
 from oirl.evaluation.success import prompt_success
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.costs import run_costs
-from oirl.logs.splits import distinct_queries, find_leaks, group_queries
+from oirl.logs.groups import group_queries
+from oirl.logs.splits import distinct_queries, find_leaks
 from oirl.logs.store import conform_table
 from oirl.logs.text import normalise
 from oirl.rewards.training import check_seed, pooled_models_warning

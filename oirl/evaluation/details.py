@@ -15,7 +15,8 @@ from oirl.evaluation.evaluate import Selector
 from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval, success_interval
 from oirl.evaluation.valuation import complete_queries
 from oirl.logs.cells import Cells, make_cells
-from oirl.logs.splits import group_queries, test_rows
+from oirl.logs.groups import group_queries
+from oirl.logs.splits import test_rows
 from oirl.logs.store import conform_table
 from oirl.logs.text import mask_numbers, words
 

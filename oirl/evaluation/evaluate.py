@@ -27,7 +27,8 @@ from oirl.evaluation.valuation import (
 )
 from oirl.logs.cells import Cells, make_cells, name_actions
 from oirl.logs.costs import COST_COLUMNS
-from oirl.logs.splits import find_leaks, group_queries, test_rows
+from oirl.logs.groups import group_queries
+from oirl.logs.splits import find_leaks, test_rows
 from oirl.logs.store import conform_table
 from oirl.rewards.prompts import PromptRewardModel
 from oirl.rewards.training import COLUMNS, check_seed, pooled_models_warning

@@ -17,7 +17,8 @@ from oirl.evaluation.intervals import MIN_QUERIES
 from oirl.evaluation.logged import logged_runs
 from oirl.evaluation.valuation import complete_queries, contributions_by, replay_policies
 from oirl.logs.cells import Cells, make_cells
-from oirl.logs.splits import group_queries, test_rows
+from oirl.logs.groups import group_queries
+from oirl.logs.splits import test_rows
 from oirl.logs.store import conform_table
 from oirl.rewards.training import COLUMNS, check_seed
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, UnknownNameError
 from oirl.logs.cells import Cells, make_cells
-from oirl.logs.splits import assign_folds, group_queries
+from oirl.logs.groups import group_queries
+from oirl.logs.splits import assign_folds
 from oirl.logs.store import conform_table, first_line, table_fingerprint
 from oirl.registry import names, resolve
 from oirl.rewards.calibration import apply_platt, fit_platt

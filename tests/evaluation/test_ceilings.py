@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import oirl
 from oirl.evaluation.ceilings import Ceiling, best_choice_ceiling, one_draw_oracle
 from oirl.logs.cells import make_cells
-from oirl.logs.splits import group_queries
+from oirl.logs.groups import group_queries
 
 
 def test_one_draw_oracle_by_hand() -> None:

@@ -15,7 +15,8 @@ from scipy.special import expit
 from oirl import PromptRewardModel, PromptSelector
 from oirl.errors import ConfigError
 from oirl.logs.cells import Cells, make_cells
-from oirl.logs.splits import assign_folds, group_queries
+from oirl.logs.groups import group_queries
+from oirl.logs.splits import assign_folds
 from oirl.rewards.contrast import ContrastScorer, apply_stack, fit_stack
 from oirl.rewards.embedders import TfidfEmbedder
 
