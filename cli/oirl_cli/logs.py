@@ -1,4 +1,4 @@
-"""Commands on logs: import, export and split."""
+"""Commands on logs: import, export, split and pairs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command("import")(import_)
     app.command("export")(export)
     app.command("split")(split)
+    app.command("pairs")(pairs)
 
 
 def import_(
@@ -106,7 +107,7 @@ def export(
 
 
 def split(
-    log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log.")],
+    log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log, or a file of preference pairs.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for train.parquet and test.parquet.")],
     by: Annotated[str, typer.Option("--by", help="What may not be cut: query.")] = "query",
     test: Annotated[float, typer.Option("--test", help="Share of the queries in the test part.")] = 0.2,
@@ -126,6 +127,30 @@ def split(
         say(f"{part['file']}: {part['rows']:,} rows, {part['queries']:,} queries")
     for warning in report["warnings"]:
         note(f"warning: {warning}")
+
+
+def pairs(
+    log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log, with responses and verdicts.")],
+    out: Annotated[Path, typer.Option("--out", help="The file of preference pairs to write (Parquet).")],
+    per_query: Annotated[
+        int | None,
+        typer.Option("--per-query", help="At most so many pairs of a query, balanced by prompt; all by default."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Decides between pairs that are equally good.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make preference pairs of a log: of two responses to one query, the right one over the wrong one."""
+    from oirl.logs.pairs import write_pairs
+
+    with working(f"pairing to {out}"):
+        report = write_pairs(log, out, per_query=per_query, seed=seed)
+    if json_:
+        print_json(report.to_dict())
+        return
+    say(f"{report.out}: {report.n_pairs:,} pairs of {report.n_queries:,} queries")
+    say(f"  from {report.rows_used:,} of {report.rows_read:,} rows; margins: {report.margin}")
+    for reason, count in (+report.left_out).most_common():
+        note(f"  left out {count:,} rows: {reason}")
 
 
 def _origin(prompt: dict[str, Any]) -> str:

@@ -69,6 +69,18 @@ def group_queries(queries: Sequence[str]) -> Grouping:
     return Grouping(_by_appearance(labels), int(cut.sum()))
 
 
+def join_groups(*labelings: np.ndarray) -> np.ndarray:
+    """Return the finest grouping in which everything together in any of the given ones is together, int64 (n,)."""
+    n = len(labelings[0])
+    parent = np.arange(n)
+    for labels in labelings:
+        first = np.unique(labels, return_index=True)[1][np.unique(labels, return_inverse=True)[1]]
+        for i in np.flatnonzero(first != np.arange(n)).tolist():
+            a, b = _root(parent, int(first[i])), _root(parent, i)
+            parent[max(a, b)] = min(a, b)
+    return _by_appearance(np.array([_root(parent, i) for i in range(n)], dtype=np.int64))
+
+
 def first_positions(texts: Sequence[str]) -> np.ndarray:
     """Return for each text the position of its first equal."""
     first: dict[str, int] = {}

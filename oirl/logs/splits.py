@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from oirl.errors import ConfigError, DataError
 from oirl.logs.groups import first_positions, group_queries
-from oirl.logs.store import Source, conform_table, read_log, write_log
+from oirl.logs.pairs import group_pairs, mark_pairs, read_pairs, save_pairs
+from oirl.logs.store import Source, conform_table, read_log, record_of, write_log
 from oirl.logs.text import normalise
 
 
@@ -90,7 +91,8 @@ def split(log: pa.Table, *, test: float = 0.2, by: str = "query", seed: int = 0)
     _check_by(by)
     keys, texts, index = distinct_queries(log)
     mask = assign_test(keys, group_queries(texts).labels, test, seed)
-    return _parts(log, mask[index])
+    is_test = mask[index]
+    return _marked(log.filter(pa.array(~is_test)), "train"), _marked(log.filter(pa.array(is_test)), "test")
 
 
 def write_split(
@@ -102,10 +104,10 @@ def write_split(
     folds: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Read a log and write train.parquet and test.parquet, or those of each fold, to a folder.
+    """Read a log, or preference pairs, and write train.parquet and test.parquet, or those of each fold, to a folder.
 
     Args:
-        sources: The log, as for `read_log`.
+        sources: The log, as for `read_log`, or files of preference pairs.
         out: The folder; files of these names are replaced.
         test: Share of the queries in the test part; not used with folds.
         by: As for `split`.
@@ -122,26 +124,51 @@ def write_split(
     _check_by(by)
     if folds is not None and folds < 2:
         raise ConfigError(f"--folds {folds}: at least 2 are needed")
-    log = read_log(sources)
-    keys, texts, index = distinct_queries(log)
-    groups = group_queries(texts)
+    pairs = record_of(sources) == "preferences"
+    divisible = _divisible_pairs(sources) if pairs else _divisible_log(sources)
     for old in Path(out).glob("fold-*"):
         # Folds of an earlier split beside these would let a query stand on both sides.
         if old.is_dir() and {file.name for file in old.iterdir()} <= {"train.parquet", "test.parquet"}:
             shutil.rmtree(old)
     if folds is None:
-        masks = {"": assign_test(keys, groups.labels, test, seed)}
+        masks = {"": assign_test(divisible.keys, divisible.groups, test, seed)}
     else:
-        fold = assign_folds(keys, groups.labels, folds, seed)
+        fold = assign_folds(divisible.keys, divisible.groups, folds, seed)
         masks = {f"fold-{f}": fold == f for f in range(folds)}
     parts = []
     for folder, mask in masks.items():
-        for name, part in zip(("train", "test"), _parts(log, mask[index]), strict=True):
+        for name, chosen in (("train", ~mask), ("test", mask)):
             file = Path(out) / folder / f"{name}.parquet"
-            write_log(part, file)
-            queries = int(mask.sum() if name == "test" else (~mask).sum())
+            part = divisible.rows.filter(pa.array(chosen[divisible.position]))
+            if pairs:
+                save_pairs(mark_pairs(part, name), file)
+            else:
+                write_log(_marked(part, name), file)
+            queries = pc.count_distinct(part["query" if pairs else "query_id"]).as_py()
             parts.append({"file": str(file), "rows": len(part), "queries": queries})
-    return {"parts": parts, "warnings": [w for w in [groups.warning()] if w]}
+    return {"parts": parts, "warnings": divisible.warnings}
+
+
+class _Divisible(NamedTuple):
+    """Rows, and the things among them that a split must not cut: their keys, their groups, each row's position."""
+
+    rows: pa.Table
+    keys: list[str]
+    groups: np.ndarray
+    position: np.ndarray
+    warnings: list[str]
+
+
+def _divisible_log(sources: Source | Sequence[Source]) -> _Divisible:
+    log = read_log(sources)
+    keys, texts, index = distinct_queries(log)
+    groups = group_queries(texts)
+    return _Divisible(log, keys, groups.labels, index, [w for w in [groups.warning()] if w])
+
+
+def _divisible_pairs(sources: Source | Sequence[Source]) -> _Divisible:
+    pairs = read_pairs(sources)
+    return _Divisible(pairs, pairs["pair_id"].to_pylist(), group_pairs(pairs), np.arange(len(pairs)), [])
 
 
 def _check_by(by: str) -> None:
@@ -149,17 +176,11 @@ def _check_by(by: str) -> None:
         raise ConfigError(f"by {by!r}: a log is split by 'query'; any other way lets test queries into training")
 
 
-def _parts(log: pa.Table, is_test: np.ndarray) -> tuple[pa.Table, pa.Table]:
-    parts = []
-    for name, rows in (("train", ~is_test), ("test", is_test)):
-        part = log.filter(pa.array(rows))
-        column = pa.repeat(pa.scalar(name), len(part))
-        if "split" in part.column_names:
-            part = part.set_column(part.column_names.index("split"), "split", column)
-        else:
-            part = part.append_column("split", column)
-        parts.append(part)
-    return parts[0], parts[1]
+def _marked(log: pa.Table, split: str) -> pa.Table:
+    column = pa.repeat(pa.scalar(split), len(log))
+    if "split" in log.column_names:
+        return log.set_column(log.column_names.index("split"), "split", column)
+    return log.append_column("split", column)
 
 
 def distinct_queries(log: pa.Table) -> tuple[list[str], list[str], np.ndarray]:

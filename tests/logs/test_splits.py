@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import oirl
 from oirl.errors import ConfigError, DataError
 from oirl.logs.groups import NEAR_DUPLICATE, group_queries
-from oirl.logs.splits import assign_folds, assign_test, find_leaks, split, test_rows, train_rows, write_split
+from oirl.logs.splits import assign_folds, assign_test, find_leaks, split, write_split
 from oirl.logs.text import mask_numbers, normalise, words
 
 COWS = "a farmer keeps 12 brown cows in the old barn behind the house and milks them every morning at five"
@@ -280,13 +280,13 @@ def test_rows_to_learn_from_and_rows_to_evaluate_on() -> None:
         return of["split"].to_pylist()
 
     log = log_of(["a", "b", "c", "d"], split=["train", "test", None, "dev"])
-    assert sides(train_rows(log)) == ["train"]
-    assert sides(test_rows(log)) == ["test"]
-    assert sides(test_rows(log.filter(pa.array([True, False, True, True])))) == [None, "dev"]
+    assert sides(splits.train_rows(log)) == ["train"]
+    assert sides(splits.test_rows(log)) == ["test"]
+    assert sides(splits.test_rows(log.filter(pa.array([True, False, True, True])))) == [None, "dev"]
     bare = log.filter(pa.array([False, False, True, False]))
-    assert sides(train_rows(bare)) == sides(test_rows(bare)) == [None]
+    assert sides(splits.train_rows(bare)) == sides(splits.test_rows(bare)) == [None]
     only = log.filter(pa.array([True, False, False, False]))
-    assert sides(test_rows(only)) == ["train"]
+    assert sides(splits.test_rows(only)) == ["train"]
 
 
 @pytest.mark.real_data
