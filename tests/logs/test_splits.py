@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import oirl
 from oirl.errors import ConfigError, DataError
+from oirl.logs import splits
 from oirl.logs.groups import NEAR_DUPLICATE, group_queries
 from oirl.logs.splits import assign_folds, assign_test, find_leaks, split, write_split
 from oirl.logs.text import mask_numbers, normalise, words
