@@ -375,18 +375,13 @@ def _check_prompts(everything: Cells, model: PromptRewardModel) -> None:
 def _data_warnings(log: pa.Table, everything: Cells, cells: Cells, model: PromptRewardModel) -> tuple[list[str], bool]:
     """Return what limits the figures, and whether the model has seen some of these queries."""
     found = [w for w in (find_leaks(log).warning(), pooled_models_warning(log)) if w]
-    exact, near = model.train_.overlap(cells.queries)
-    if exact + near:
-        found.append(
-            f"of the {len(cells.queries):,} queries {exact:,} stood in the training log"
-            + (f" and {near:,} more did with other numbers" if near else "")
-            + ": the figures flatter the model"
-        )
+    seen = model.train_.seen.warning(cells.queries)
+    found += [seen] if seen else []
     unknown = [name for name in everything.prompt_ids if name not in model.prompt_ids_]
     if unknown:
         shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         found.append(f"{len(unknown)} prompts of the log are unknown to the model and were left out: {shown}")
-    return found, exact + near > 0
+    return found, seen is not None
 
 
 def _position(name: str, names: list[str]) -> int:

@@ -31,6 +31,21 @@ def fit_platt(scores: np.ndarray, runs: np.ndarray, successes: np.ndarray) -> tu
     return float(found.x[0]), float(found.x[1])
 
 
+def cross_fit_platt(
+    scores: np.ndarray, runs: np.ndarray, successes: np.ndarray, fold: np.ndarray
+) -> tuple[tuple[float, float], list[tuple[float, float]]]:
+    """Return the (slope, intercept) of all scores, and for each fold that of the other folds' scores.
+
+    Args:
+        scores: Cross-fitted log-odds, float (C,).
+        runs: Int (C,).
+        successes: Int (C,).
+        fold: Fold of each score, int (C,), from 0.
+    """
+    of_fold = [fit_platt(scores[o], runs[o], successes[o]) for o in (fold != f for f in range(int(fold.max()) + 1))]
+    return fit_platt(scores, runs, successes), of_fold
+
+
 def apply_platt(scores: np.ndarray, platt: tuple[float, float]) -> np.ndarray:
     """Return σ(slope · score + intercept)."""
     return np.asarray(expit(platt[0] * scores + platt[1]))

@@ -11,19 +11,20 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, UnknownNameError
+from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.groups import group_queries
 from oirl.logs.splits import assign_folds
-from oirl.logs.store import conform_table, first_line, table_fingerprint
+from oirl.logs.store import conform_table, table_fingerprint
 from oirl.registry import names, resolve
-from oirl.rewards.calibration import apply_platt, fit_platt
+from oirl.rewards.calibration import apply_platt, cross_fit_platt
 from oirl.rewards.embedders import DenseEmbedder, Matrix, TfidfEmbedder, make_embedder, restore_embedder
 from oirl.rewards.knn import NearestNeighbours
-from oirl.rewards.saving import Manifest, read_arrays, read_manifest, save_folder
+from oirl.rewards.saving import Manifest, named, read_arrays, read_manifest, save_folder, sound_state
 from oirl.rewards.training import (
     COLUMNS,
     HeldOut,
+    SeenQueries,
     TrainingSummary,
     check_seed,
     pooled_models_warning,
@@ -32,8 +33,6 @@ from oirl.rewards.training import (
 )
 
 _log = logging.getLogger(__name__)
-
-_UNSOUND = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, UnknownNameError)
 
 
 class PromptScorer(Protocol):
@@ -154,12 +153,10 @@ class PromptRewardModel:
 
     def _calibrate(self, cells: Cells, scores: np.ndarray, fold: np.ndarray, groups: np.ndarray) -> None:
         """Learn the calibration from cross-fitted scores; `held_out_` gets its own of the other folds."""
-        of_cell, score = fold[cells.query_index], scores[cells.query_index, cells.prompt_index]
-        self._platt = fit_platt(score, cells.runs, cells.successes)
+        score = scores[cells.query_index, cells.prompt_index]
+        self._platt, of_fold = cross_fit_platt(score, cells.runs, cells.successes, fold[cells.query_index])
         probability = np.empty_like(scores)
-        for f in range(int(fold.max()) + 1):
-            others = of_cell != f
-            platt = fit_platt(score[others], cells.runs[others], cells.successes[others])
+        for f, platt in enumerate(of_fold):
             probability[fold == f] = apply_platt(scores[fold == f], platt)
         self.held_out_ = HeldOut(cells, probability, fold, groups)
 
@@ -209,7 +206,7 @@ class PromptRewardModel:
         arrays |= {f"embedder.{k}": v for k, v in self._embedder.arrays().items()}
         arrays |= {f"prompt_embedder.{k}": v for k, v in self._prompt_embedder.arrays().items()}
         arrays |= {f"knn.{k}": v for k, v in self.knn_.state().items()}
-        arrays |= {"train.rates": train.rates, "train.texts": train.texts, "train.wordings": train.wordings}
+        arrays |= {"train.rates": train.rates, "train.texts": train.seen.texts, "train.wordings": train.seen.wordings}
         manifest = {
             "kind": self.kind,
             "model": self._scorer.describe(),
@@ -242,17 +239,13 @@ class PromptRewardModel:
         """Read a model from a folder; see `oirl.load`."""
         manifest = read_manifest(path)
         arrays = read_arrays(path, manifest)
-        try:
+        with sound_state(path):
             model = cls._restore(manifest, arrays, embedder)
             # Whatever does not fit together shows in one prediction, before anybody relies on one.
             shape = (1, len(model.prompt_ids_))
             for estimate in (model.predict_proba(["Is it sound?"]), model.knn_.predict(["Is it sound?"])):
                 if estimate.shape != shape or not np.isfinite(estimate).all():
                     raise ValueError("its parts do not belong together")
-        except ModelFileError:
-            raise
-        except _UNSOUND as e:
-            raise ModelFileError(f"{path}: the saved state is not sound: {first_line(e)}; fit the model again") from e
         return model
 
     @classmethod
@@ -269,27 +262,26 @@ class PromptRewardModel:
         model.train_ = TrainingSummary(
             arrays["train.rates"],
             model.prompt_ids_.index(data["best_prompt"]),
-            arrays["train.texts"],
-            arrays["train.wordings"],
             data["n_rows"],
             data["n_queries"],
             data["fingerprint"],
+            SeenQueries(arrays["train.texts"], arrays["train.wordings"]),
         )
         slope, intercept = manifest.calibration["slope"], manifest.calibration["intercept"]
         if not np.isfinite(slope) or not np.isfinite(intercept):
             raise ValueError("its calibration is not finite")
         model._platt = (slope, intercept)
-        model._embedder = restore_embedder(manifest.embedder, _named(arrays, "embedder."), embedder)
+        model._embedder = restore_embedder(manifest.embedder, named(arrays, "embedder."), embedder)
         model._prompt_embedder = _prompt_embedder(model._embedder)
         # Another fit of this model starts from the embedder that it was trained with.
         model.embedder = model._embedder
         if hasattr(model._prompt_embedder, "restore"):
-            model._prompt_embedder.restore(_named(arrays, "prompt_embedder."))
+            model._prompt_embedder.restore(named(arrays, "prompt_embedder."))
         known = names("prompt-models")
         if name not in known:
             raise ModelFileError(f"unknown prompt model {name!r}; known: {', '.join(known)}")
-        model._scorer = resolve("prompt-models", name)(**parameters).restore(_named(arrays, "scorer."))
-        model.knn_ = NearestNeighbours().restore(_named(arrays, "knn."))
+        model._scorer = resolve("prompt-models", name)(**parameters).restore(named(arrays, "scorer."))
+        model.knn_ = NearestNeighbours().restore(named(arrays, "knn."))
         return model
 
     def _fitted(self) -> PromptRewardModel:
@@ -312,7 +304,3 @@ def _prompt_embedder(embedder: Any) -> Any:
         return TfidfEmbedder(min_df=1, blocks=("words", "chars"))
     # What another embedder learns of the prompts must not be overwritten by what it learns of the queries.
     return embedder if isinstance(embedder, DenseEmbedder) else copy.deepcopy(embedder)
-
-
-def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

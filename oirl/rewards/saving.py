@@ -7,7 +7,8 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oirl import __version__
-from oirl.errors import ModelFileError, NotFoundError
+from oirl.errors import ModelFileError, NotFoundError, UnknownNameError
 from oirl.logs.atomic import atomic_folder
 from oirl.logs.store import first_line
 from oirl.registry import KINDS, resolve
@@ -29,7 +30,7 @@ _MAX_ARRAYS = 8 << 30
 _NATIVE = "_ubj"
 """Arrays of bytes whose name ends like this are written as files of XGBoost's own format."""
 
-
+_UNSOUND = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, UnknownNameError)
 _DAMAGED = (
     ValueError,
     OSError,
@@ -188,6 +189,22 @@ def load(path: str | os.PathLike[str], *, embedder: Any = None) -> Any:
     if manifest.kind not in KINDS["saved"]:
         raise ModelFileError(f"{path}: unknown kind of model {manifest.kind!r}; known: {', '.join(KINDS['saved'])}")
     return resolve("saved", manifest.kind).load(path, embedder=embedder)
+
+
+@contextmanager
+def sound_state(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever restoring a model raises, where its parts do not fit together, into a `ModelFileError`."""
+    try:
+        yield
+    except ModelFileError:
+        raise
+    except _UNSOUND as e:
+        raise ModelFileError(f"{path}: the saved state is not sound: {first_line(e)}; fit the model again") from e
+
+
+def named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Return the arrays whose name begins with `prefix`, under the rest of their name."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _read_npz(file: Path, content: bytes) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,33 +20,61 @@ SPARSE_SHARE = 0.1
 """Share of the most-run prompt's queries below which a prompt is left out of the model."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingSummary:
-    """What a model remembers of its training log.
+@dataclass(frozen=True)
+class SeenQueries:
+    """The queries that a model has learned from, as hashes.
 
     Attributes:
-        rates: Success of each prompt: the mean over queries of the mean over runs, float (P,).
-        best: Position of the best single prompt.
         texts: Sorted hashes of the normalised queries, uint64.
         wordings: Sorted hashes of the queries with numbers masked, uint64.
-        n_rows: Graded runs.
-        n_queries: Distinct queries.
-        fingerprint: Of the rows learned from.
     """
 
-    rates: np.ndarray
-    best: int
     texts: np.ndarray
     wordings: np.ndarray
-    n_rows: int
-    n_queries: int
-    fingerprint: str
+
+    @classmethod
+    def of(cls, queries: Iterable[str]) -> SeenQueries:
+        """Return what is remembered of some queries."""
+        distinct = list(dict.fromkeys(queries))
+        texts = np.array([text_hash(normalise(q)) for q in distinct], dtype=np.uint64)
+        return cls(np.unique(texts), np.unique(np.array([masked_hash(q) for q in distinct], dtype=np.uint64)))
 
     def overlap(self, queries: Sequence[str]) -> tuple[int, int]:
         """Return how many queries stood in the training log, and how many more did with other numbers."""
         same = _among(np.array([text_hash(normalise(q)) for q in queries], dtype=np.uint64), self.texts)
         near = _among(np.array([masked_hash(q) for q in queries], dtype=np.uint64), self.wordings) & ~same
         return int(same.sum()), int(near.sum())
+
+    def warning(self, queries: Sequence[str]) -> str | None:
+        """Return a sentence if some of these queries stood in the training log."""
+        exact, near = self.overlap(queries)
+        if not exact + near:
+            return None
+        more = f" and {near:,} more did with other numbers" if near else ""
+        return (
+            f"of the {len(queries):,} queries {exact:,} stood in the training log{more}: the figures flatter the model"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a model of prompts remembers of its training log.
+
+    Attributes:
+        rates: Success of each prompt: the mean over queries of the mean over runs, float (P,).
+        best: Position of the best single prompt.
+        n_rows: Graded runs.
+        n_queries: Distinct queries.
+        fingerprint: Of the rows learned from.
+        seen: The queries.
+    """
+
+    rates: np.ndarray
+    best: int
+    n_rows: int
+    n_queries: int
+    fingerprint: str
+    seen: SeenQueries
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +140,10 @@ def summarise(cells: Cells, fingerprint: str) -> TrainingSummary:
     return TrainingSummary(
         rates=rates,
         best=int(compared.argmax()),
-        texts=np.unique(np.array([text_hash(normalise(q)) for q in cells.queries], dtype=np.uint64)),
-        wordings=np.unique(np.array([masked_hash(q) for q in cells.queries], dtype=np.uint64)),
         n_rows=int(cells.runs.sum()),
         n_queries=len(cells.queries),
         fingerprint=fingerprint,
+        seen=SeenQueries.of(cells.queries),
     )
 
 

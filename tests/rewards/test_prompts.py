@@ -62,7 +62,7 @@ def test_a_saved_model_predicts_the_same(fitted: tuple[PromptRewardModel, str], 
     assert restored.predict_proba(QUERIES, unseen) == pytest.approx(model.predict_proba(QUERIES, unseen), abs=1e-9)
     assert restored.prompt_ids_ == model.prompt_ids_
     assert restored.prompts_ == model.prompts_
-    assert restored.train_.overlap(QUERIES) == model.train_.overlap(QUERIES)
+    assert restored.train_.seen.overlap(QUERIES) == model.train_.seen.overlap(QUERIES)
     assert restored.train_.rates == pytest.approx(model.train_.rates)
     assert np.array_equal(restored.knn_.predict(QUERIES), model.knn_.predict(QUERIES))
     again = tmp_path / "again"
@@ -131,11 +131,11 @@ def test_remembers_its_training_log() -> None:
     train = PromptRewardModel().fit(table).train_
     queries = table["query"].unique().to_pylist()
     assert (train.n_rows, train.n_queries) == (180, 30)
-    assert train.overlap(queries) == (30, 0)
-    assert train.overlap([q.upper() + "  " for q in queries]) == (30, 0)
-    assert train.overlap(["a cat of 5"]) == (0, 0)
+    assert train.seen.overlap(queries) == (30, 0)
+    assert train.seen.overlap([q.upper() + "  " for q in queries]) == (30, 0)
+    assert train.seen.overlap(["a cat of 5"]) == (0, 0)
     other_numbers = [q.replace("things", "things").replace(" 1", " 3").replace(" 2", " 4") for q in queries]
-    exact, near = train.overlap(other_numbers)
+    exact, near = train.seen.overlap(other_numbers)
     assert exact + near == 30
     assert near == sum(a != b for a, b in zip(queries, other_numbers, strict=True)) > 0
     verdicts = {p: [] for p in "abc"}
