@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "BradleyTerryRewardModel": "oirl.rewards.preferences",
     "OirlError": "oirl.errors",
     "PromptRewardModel": "oirl.rewards.prompts",
     "PromptSelector": "oirl.selection.selector",
+    "ResponseRewardModel": "oirl.rewards.responses",
     "audit": "oirl.evaluation.audit",
     "evaluate": "oirl.evaluation.evaluate",
     "export_log": "oirl.logs.exporting.pipeline",
     "import_log": "oirl.logs.importing.pipeline",
     "load": "oirl.rewards.saving",
+    "make_pairs": "oirl.logs.pairs",
     "read_log": "oirl.logs.store",
+    "read_pairs": "oirl.logs.pairs",
     "split": "oirl.logs.splits",
     "write_log": "oirl.logs.store",
 }
@@ -32,10 +36,14 @@ if TYPE_CHECKING:
     from oirl.evaluation.evaluate import evaluate as evaluate
     from oirl.logs.exporting.pipeline import export_log as export_log
     from oirl.logs.importing.pipeline import import_log as import_log
+    from oirl.logs.pairs import make_pairs as make_pairs
+    from oirl.logs.pairs import read_pairs as read_pairs
     from oirl.logs.splits import split as split
     from oirl.logs.store import read_log as read_log
     from oirl.logs.store import write_log as write_log
+    from oirl.rewards.preferences import BradleyTerryRewardModel as BradleyTerryRewardModel
     from oirl.rewards.prompts import PromptRewardModel as PromptRewardModel
+    from oirl.rewards.responses import ResponseRewardModel as ResponseRewardModel
     from oirl.rewards.saving import load as load
     from oirl.selection.selector import PromptSelector as PromptSelector
 

@@ -64,9 +64,22 @@ KINDS: dict[str, dict[str, str]] = {
         "xgboost-published": "oirl.rewards.pointwise:PublishedXGBoostScorer",
         "mlp": "oirl.rewards.pointwise:MLPScorer",
     },
+    "response-models": {
+        "linear": "oirl.rewards.learners:LinearLearner",
+        "xgboost": "oirl.rewards.learners:BoostedLearner",
+        "mlp": "oirl.rewards.learners:NetworkLearner",
+    },
+    "preference-models": {
+        "linear": "oirl.rewards.learners:LinearLearner",
+        "xgboost": "oirl.rewards.learners:BoostedLearner",
+        "mlp": "oirl.rewards.learners:NetworkLearner",
+        "classifier": "oirl.rewards.learners:ClassifierLearner",
+    },
     "saved": {
         "prompt-reward-model": "oirl.rewards.prompts:PromptRewardModel",
         "prompt-selector": "oirl.selection.selector:PromptSelector",
+        "response-reward-model": "oirl.rewards.responses:ResponseRewardModel",
+        "preference-reward-model": "oirl.rewards.preferences:BradleyTerryRewardModel",
     },
 }
 """Kind -> name -> "module:attribute" of the components that come with oirl. Format sniffers are asked in this order."""

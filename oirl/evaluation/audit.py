@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from oirl.errors import DataError
 from oirl.evaluation.ceilings import best_choice_ceiling
-from oirl.evaluation.intervals import MIN_QUERIES
 from oirl.evaluation.power import compare_prompts, power_of
 from oirl.evaluation.replies import check_cut_off, check_labels, repeated_until_right
 from oirl.evaluation.success import prompt_success
@@ -23,6 +22,7 @@ from oirl.logs.splits import distinct_queries, find_leaks
 from oirl.logs.store import conform_table
 from oirl.logs.text import normalise
 from oirl.rewards.training import check_seed, pooled_models_warning
+from oirl.statistics.intervals import MIN_QUERIES
 
 AUDITED = (
     "query_id", "query", "prompt_id", "prompt", "response", "correct", "answer", "split", "model", "tokens_in",

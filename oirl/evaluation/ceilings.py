@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from oirl.evaluation.estimators import standard_error
-from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, success_interval
+from oirl.statistics.intervals import MIN_QUERIES, bootstrap_means, standard_error, success_interval
 
 _FOLDS, _HELD_OUT_DRAWS, _BOOTSTRAP, _NORMALS = 5, 100, 200, 4000
 _METHOD = (

@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from oirl.evaluation.costs import CostPoint, choose_by_cost, cost_quality
-from oirl.evaluation.estimators import normal_interval
-from oirl.evaluation.intervals import MIN_QUERIES
 from oirl.evaluation.valuation import complete_queries
 from oirl.logs.cells import Cells
 from oirl.logs.costs import cell_costs, run_costs
+from oirl.statistics.intervals import MIN_QUERIES, normal_interval
 
 _TARGETS = (0.5, 0.8)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from oirl.evaluation.estimators import normal_interval
 from oirl.evaluation.policies import switch
+from oirl.statistics.intervals import normal_interval
 
 _STEPS = 24
 

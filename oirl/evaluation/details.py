@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from oirl.evaluation.evaluate import Selector
-from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval, success_interval
 from oirl.evaluation.valuation import complete_queries
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.groups import group_queries
 from oirl.logs.splits import test_rows
 from oirl.logs.store import conform_table
 from oirl.logs.text import mask_numbers, words
+from oirl.statistics.intervals import MIN_QUERIES, bootstrap_means, percentile_interval, success_interval
 
 DETAILED = ("query_id", "query", "prompt_id", "prompt", "response", "correct", "answer", "split", "model")
 """The columns of a log that details read."""

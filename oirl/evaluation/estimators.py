@@ -28,7 +28,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 _CANDIDATES = 30
-_Z = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,33 +142,3 @@ def choose_threshold(
         if bound <= smallest:  # of equals the largest threshold: the least bias
             best, smallest = float(threshold), float(bound)
     return best
-
-
-def standard_error(contributions: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
-    """Return the standard error of the means of contributions, robust to clusters (Liang and Zeger 1986).
-
-    Deviations are added up within each cluster; G / (G − 1) corrects for G clusters.
-
-    Args:
-        contributions: Float (Q,) or (Q, k).
-        clusters: Cluster of each query, int (Q,), such as its group of near duplicates; each its own when None.
-
-    Returns:
-        Float () or (k,); NaN below two clusters.
-    """
-    deviations = contributions - contributions.mean(axis=0)
-    if clusters is not None:
-        _, which = np.unique(clusters, return_inverse=True)
-        sums = np.zeros((int(which.max()) + 1 if len(which) else 0, *deviations.shape[1:]))
-        np.add.at(sums, which, deviations)
-        deviations = sums
-    count = len(deviations)
-    if count < 2:
-        return np.full(contributions.shape[1:], np.nan)
-    return np.asarray(np.sqrt((deviations**2).sum(axis=0) * count / (count - 1)) / len(contributions))
-
-
-def normal_interval(contributions: np.ndarray, clusters: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of the 95% interval of the means, mean ± 1.96 standard errors; shapes as `standard_error`."""
-    mean, half = contributions.mean(axis=0), _Z * standard_error(contributions, clusters)
-    return np.asarray(mean - half), np.asarray(mean + half)

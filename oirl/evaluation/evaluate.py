@@ -10,10 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from oirl.errors import ConfigError, DataError, NotFittedError
-from oirl.evaluation import metrics
 from oirl.evaluation.ceilings import best_choice_ceiling
 from oirl.evaluation.cost_curve import cost_document
-from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval, success_interval
 from oirl.evaluation.logged import logged_runs
 from oirl.evaluation.policies import one_hot
 from oirl.evaluation.success import prompt_success
@@ -32,6 +30,8 @@ from oirl.logs.splits import find_leaks, test_rows
 from oirl.logs.store import conform_table
 from oirl.rewards.prompts import PromptRewardModel
 from oirl.rewards.training import COLUMNS, check_seed, pooled_models_warning
+from oirl.statistics import metrics
+from oirl.statistics.intervals import MIN_QUERIES, bootstrap_means, percentile_interval, success_interval
 
 POLICIES = ("best_prompt", "selector", "deployed", "knn", "random")
 EVALUATED = tuple(dict.fromkeys((*COLUMNS, "propensity", *COST_COLUMNS)))
@@ -255,7 +255,7 @@ def model_metrics(probability: np.ndarray, cells: Cells, train_rates: np.ndarray
         "ece": metrics.ece(probability, n, k),
         "log_loss": metrics.log_loss(probability, n, k),
     }
-    return {name: None if np.isnan(value) else value for name, value in found.items()}
+    return metrics.known(found)
 
 
 def evaluated_policies(

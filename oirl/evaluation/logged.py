@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oirl.evaluation.estimators import standard_error
 from oirl.logs.cells import Cells
 from oirl.logs.splits import assign_folds
 from oirl.rewards.embedders import TfidfEmbedder
+from oirl.statistics.intervals import standard_error
 
 _DIMENSIONS, _FOLDS, _ENOUGH = 64, 5, 50
 _MOSTLY_KNOWN = 0.95

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtr
 
-from oirl.evaluation.estimators import standard_error
+from oirl.statistics.intervals import standard_error
 
 _Z_BOTH = 1.959964 + 0.841621  # two-sided 5%, power 80%
 _ONE_POINT = 0.01

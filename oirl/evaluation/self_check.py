@@ -11,9 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from oirl.errors import DataError
-from oirl.evaluation.estimators import normal_interval
 from oirl.evaluation.evaluate import Selector, cross_fitted_estimate, evaluated_policies
-from oirl.evaluation.intervals import MIN_QUERIES
 from oirl.evaluation.logged import logged_runs
 from oirl.evaluation.valuation import complete_queries, contributions_by, replay_policies
 from oirl.logs.cells import Cells, make_cells
@@ -21,6 +19,7 @@ from oirl.logs.groups import group_queries
 from oirl.logs.splits import test_rows
 from oirl.logs.store import conform_table
 from oirl.rewards.training import COLUMNS, check_seed
+from oirl.statistics.intervals import MIN_QUERIES, normal_interval
 
 _log = logging.getLogger(__name__)
 _POLICIES = ("best_prompt", "selector", "random")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from oirl.evaluation.intervals import success_interval
 from oirl.logs.cells import Cells
+from oirl.statistics.intervals import success_interval
 
 
 @dataclass(frozen=True, slots=True)

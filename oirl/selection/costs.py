@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from oirl.errors import ConfigError
 from oirl.evaluation.costs import CostPoint, cost_points
-from oirl.evaluation.intervals import MIN_QUERIES
 from oirl.evaluation.valuation import complete_queries
 from oirl.logs.costs import cell_costs, run_costs
 from oirl.rewards.training import HeldOut
+from oirl.statistics.intervals import MIN_QUERIES
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from oirl.evaluation.intervals import MIN_QUERIES, bootstrap_means, percentile_interval
 from oirl.evaluation.policies import replay, switch
 from oirl.rewards.training import HeldOut
+from oirl.statistics.intervals import MIN_QUERIES, bootstrap_means, percentile_interval
 
 DEFAULT_MARGIN = 0.01
 MARGINS = (DEFAULT_MARGIN, 0.0, 0.02, 0.05, 0.1)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oirl.evaluation import estimators as e
+from oirl.statistics.intervals import normal_interval, standard_error
 
 # Two queries, two prompts. Query 0 was run once under prompt 0 (drawn with probability ½) and was right; query 1 three
 # times under prompt 0 (drawn with ¼, once right) and once under prompt 1 (drawn with ¾, right).
@@ -136,14 +137,14 @@ def test_the_direct_method_is_as_wrong_as_its_model() -> None:
 def test_nominal_intervals_cover_the_truth(name: str) -> None:
     hits = 0
     for seed in range(500):
-        low, high = e.normal_interval(bandit(seed).contributions(name))
+        low, high = normal_interval(bandit(seed).contributions(name))
         hits += low <= TRUTH <= high
     assert 0.92 <= hits / 500 <= 0.98
 
 
 def test_a_good_model_makes_doubly_robust_surer_than_weighting() -> None:
     b = bandit(1, quality=0.9)
-    assert e.standard_error(b.contributions("doubly_robust")) < 0.85 * e.standard_error(b.contributions("ips"))
+    assert standard_error(b.contributions("doubly_robust")) < 0.85 * standard_error(b.contributions("ips"))
 
 
 @given(st.integers(0, 10**6))
@@ -184,7 +185,7 @@ def test_the_threshold_keeps_what_pays_and_drops_a_weight_that_decides_alone() -
     runs = (b.shares, b.rates, weights, b.policy, b.estimate)
     threshold = e.choose_threshold(*runs)
     assert threshold < weights.max()
-    assert e.standard_error(e.switch(*runs, threshold)) < e.standard_error(e.doubly_robust(*runs)) / 3
+    assert standard_error(e.switch(*runs, threshold)) < standard_error(e.doubly_robust(*runs)) / 3
     even = np.where(b.shares > 0, 1.0, 0.0)
     assert e.choose_threshold(b.shares, b.rates, even, b.policy, np.zeros((300, 3))) == 1.0
 
@@ -199,12 +200,12 @@ def test_nothing_run_that_the_policy_takes_is_not_a_number() -> None:
 def test_standard_errors_by_hand_and_in_clusters() -> None:
     values = np.array([0.0, 0.0, 1.0, 1.0])
     # Deviations ±½: Σ d² = 1, times 4⁄3, root, over 4.
-    assert e.standard_error(values) == pytest.approx(np.sqrt(4 / 3) / 4)
+    assert standard_error(values) == pytest.approx(np.sqrt(4 / 3) / 4)
     # Two clusters of sums −1 and 1: Σ = 2, times 2, root, over 4.
-    assert e.standard_error(values, np.array([0, 0, 1, 1])) == pytest.approx(0.5)
-    assert e.standard_error(np.stack([values, values], axis=1), np.array([7, 7, 9, 9])) == pytest.approx([0.5, 0.5])
-    assert np.isnan(e.standard_error(np.array([1.0])))
-    low, high = e.normal_interval(values)
+    assert standard_error(values, np.array([0, 0, 1, 1])) == pytest.approx(0.5)
+    assert standard_error(np.stack([values, values], axis=1), np.array([7, 7, 9, 9])) == pytest.approx([0.5, 0.5])
+    assert np.isnan(standard_error(np.array([1.0])))
+    low, high = normal_interval(values)
     assert (low + high) / 2 == pytest.approx(0.5)
     assert high - low == pytest.approx(2 * 1.959964 * np.sqrt(4 / 3) / 4)
 
@@ -217,5 +218,5 @@ def test_contributions_are_resampled_like_values(estimate: Callable[..., np.ndar
         b = bandit(seed, 200)
         found = estimate(b.shares, b.rates, b.weights)
         values.append(found.mean())
-        errors.append(float(e.standard_error(found)))
+        errors.append(float(standard_error(found)))
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.12)

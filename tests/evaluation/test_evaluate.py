@@ -12,8 +12,8 @@ from conftest import ANIMALS, PLACES, VERBS, make_log, make_queries
 
 from oirl import PromptRewardModel, PromptSelector, evaluate
 from oirl.errors import DataError, OirlError
-from oirl.evaluation import metrics
 from oirl.logs.cells import make_cells
+from oirl.statistics import metrics
 
 INTERVAL = {"value", "ci_low", "ci_high", "gain", "gain_ci_low", "gain_ci_high", "estimator"}
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from oirl.evaluation.intervals import success_interval
 from oirl.evaluation.success import prompt_success
 from oirl.logs.cells import Cells, make_cells
+from oirl.statistics.intervals import success_interval
 
 
 def cells_of(runs: list[list[int]], successes: list[list[int]]) -> Cells:

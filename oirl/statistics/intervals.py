@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from oirl.evaluation.estimators import standard_error
-
 MIN_QUERIES = 20
 """Unlike queries below which a bootstrap is too narrow to be relied upon."""
 _BLOCK = 2**22
+_Z = 1.959964
 _NO_SPREAD = 1e-9  # what rounding leaves of rates that are all alike
 
 
@@ -63,8 +62,37 @@ def success_interval(rates: np.ndarray, clusters: np.ndarray | None = None) -> t
     error = float(standard_error(rates, clusters))
     if error > _NO_SPREAD and 0 < mean < 1:
         tries = mean * (1 - mean) / error**2
-    z = 1.959964
-    centre = (mean + z * z / (2 * tries)) / (1 + z * z / tries)
-    half = z / (1 + z * z / tries) * np.sqrt(mean * (1 - mean) / tries + z * z / (4 * tries * tries))
+    centre = (mean + _Z * _Z / (2 * tries)) / (1 + _Z * _Z / tries)
+    half = _Z / (1 + _Z * _Z / tries) * np.sqrt(mean * (1 - mean) / tries + _Z * _Z / (4 * tries * tries))
     # Rounding must not put an end on the other side of the mean.
     return mean, min(mean, max(0.0, float(centre - half))), max(mean, min(1.0, float(centre + half)))
+
+
+def standard_error(contributions: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
+    """Return the standard error of the means of contributions, robust to clusters (Liang and Zeger 1986).
+
+    Deviations are added up within each cluster; G / (G − 1) corrects for G clusters.
+
+    Args:
+        contributions: Float (Q,) or (Q, k).
+        clusters: Cluster of each query, int (Q,), such as its group of near duplicates; each its own when None.
+
+    Returns:
+        Float () or (k,); NaN below two clusters.
+    """
+    deviations = contributions - contributions.mean(axis=0)
+    if clusters is not None:
+        _, which = np.unique(clusters, return_inverse=True)
+        sums = np.zeros((int(which.max()) + 1 if len(which) else 0, *deviations.shape[1:]))
+        np.add.at(sums, which, deviations)
+        deviations = sums
+    count = len(deviations)
+    if count < 2:
+        return np.full(contributions.shape[1:], np.nan)
+    return np.asarray(np.sqrt((deviations**2).sum(axis=0) * count / (count - 1)) / len(contributions))
+
+
+def normal_interval(contributions: np.ndarray, clusters: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95% interval of the means, mean ± 1.96 standard errors; shapes as `standard_error`."""
+    mean, half = contributions.mean(axis=0), _Z * standard_error(contributions, clusters)
+    return np.asarray(mean - half), np.asarray(mean + half)

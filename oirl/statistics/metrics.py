@@ -88,6 +88,11 @@ def ece(probability: np.ndarray, runs: np.ndarray, successes: np.ndarray, bins: 
     return float(np.abs(gap).sum() / n.sum())
 
 
+def known(found: dict[str, float]) -> dict[str, float | None]:
+    """Return metrics with None where one is not defined (NaN)."""
+    return {name: None if np.isnan(value) else float(value) for name, value in found.items()}
+
+
 def skill(loss: float, reference: float) -> float:
     """Return 1 − loss / reference: 0 = no better than the reference, 1 = perfect; NaN for a perfect reference."""
     return 1 - loss / reference if reference > 0 else float("nan")

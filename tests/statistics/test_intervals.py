@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oirl.evaluation.intervals import bootstrap_means, percentile_interval, success_interval
+from oirl.statistics.intervals import bootstrap_means, percentile_interval, success_interval
 
 
 def test_mean_and_variance_are_those_of_theory() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from oirl.evaluation import metrics
+from oirl.statistics import metrics
 
 CELL = st.tuples(
     st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.5, 0.9, 1.0]),  # scores, with many ties

@@ -1,0 +1,179 @@
+"""Bradley-Terry reward models of responses from preference pairs, on embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from oirl.errors import ConfigError, DataError
+from oirl.logs.pairs import group_pairs, usable_pairs
+from oirl.logs.store import conform, table_fingerprint
+from oirl.records import PREFERENCE_SCHEMA
+from oirl.rewards.base import ResponseScorer
+from oirl.rewards.calibration import cross_fit_platt
+from oirl.rewards.learners import Comparisons
+from oirl.rewards.training import SeenQueries
+from oirl.statistics import metrics
+from oirl.statistics.intervals import success_interval
+
+
+class BradleyTerryRewardModel(ResponseScorer):
+    """Estimates a reward r(query, response) such that P(y₊ preferred to y₋) = σ(r₊ − r₋) (Bradley and Terry 1952).
+
+    Args:
+        model: A registered preference model: "linear" (default), "xgboost", "mlp" or "classifier".
+        embedder: As for `oirl.rewards.base.ResponseScorer`.
+        margin: "none", or "pairs": the reward of the chosen response should be ahead by each pair's margin, over the
+            mean margin of all.
+        folds: Members of the committee, each of which leaves out one fold of the queries.
+        seed: For the folds and for learners that draw.
+        params: Parameters of the learner, None for its defaults.
+
+    Attributes:
+        metrics_: Cross-fitted: pair_accuracy with ci_low and ci_high, brier, ece, log_loss.
+        seen_: The queries learned from.
+        data_: What was learned from: fingerprint and counts.
+        left_out_: Reason -> pairs that nothing was learned from.
+        warnings_: What limits the model.
+    """
+
+    kind = "preference-reward-model"
+    learners = "preference-models"
+
+    def __init__(
+        self,
+        model: str = "linear",
+        *,
+        embedder: Any = "tfidf",
+        margin: str = "none",
+        folds: int = 5,
+        seed: int = 0,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, embedder=embedder, folds=folds, seed=seed, params=params)
+        self.margin = margin
+
+    def clone(self) -> BradleyTerryRewardModel:
+        """Return an unfitted model with the same parameters."""
+        found = super().clone()
+        found.margin = self.margin
+        return found
+
+    def fit(self, pairs: pa.Table) -> BradleyTerryRewardModel:
+        """Learn from preference pairs, whatever their split; pairs with equal or empty texts are left out and counted.
+
+        Args:
+            pairs: Preference pairs (`oirl.logs.pairs.read_pairs`).
+
+        Raises:
+            DataError: If there are no usable pairs, or too few unlike queries.
+            ConfigError: If a parameter is not allowed, or margins are asked for and not known.
+            UnknownNameError: If the model or the embedder is not registered.
+        """
+        pairs, self.left_out_ = usable_pairs(conform_pairs(pairs))
+        if not len(pairs):
+            why = "; ".join(f"{count:,}: {reason}" for reason, count in self.left_out_.items()) or "there are none"
+            raise DataError(f"no pair that says anything ({why}); make pairs with `oirl pairs` or `oirl import`")
+        rows = PairedResponses(pairs)
+        groups = group_pairs(pairs)
+        of_row = np.zeros(len(rows.responses), dtype=np.int64)
+        of_row[rows.chosen] = of_row[rows.rejected] = groups
+        target = Comparisons(rows.chosen, rows.rejected, self._margins(pairs))
+        scores, fold = self._learn(rows.queries, rows.responses, target, of_row, rows.queries)
+        difference = scores[rows.chosen] - scores[rows.rejected]
+        of_pair = fold[rows.chosen]
+        probability = self._calibrate(difference, of_pair)
+        # Rewards are free up to a constant: the mean over the training responses is set to 0.
+        self._platt = (self._platt[0], -self._platt[0] * float(scores.mean()))
+        self.warnings_ = []
+        self.seen_ = SeenQueries.of(rows.queries)
+        self.metrics_ = preference_metrics(probability, groups)
+        self.data_ = {
+            "fingerprint": table_fingerprint(pairs),
+            "n_pairs": len(pairs),
+            "n_queries": len(set(rows.queries)),
+            "margin": self.margin,
+        }
+        return self
+
+    def _calibrate(self, difference: np.ndarray, fold: np.ndarray) -> np.ndarray:
+        """Learn the slope from cross-fitted differences; return P(chosen preferred) by the other folds' slopes."""
+        # Each pair in both orders makes the intercept 0.
+        ones, none = np.ones(len(difference), dtype=np.int64), np.zeros(len(difference), dtype=np.int64)
+        both = (np.r_[difference, -difference], np.r_[ones, ones], np.r_[ones, none], np.r_[fold, fold])
+        self._platt, of_fold = cross_fit_platt(*both)
+        slopes = np.array([slope for slope, _ in of_fold])
+        return np.asarray(1 / (1 + np.exp(-slopes[fold] * difference)))
+
+    def _margins(self, pairs: pa.Table) -> np.ndarray | None:
+        if self.margin == "none":
+            return None
+        if self.margin != "pairs":
+            raise ConfigError(f"margin={self.margin!r}; allowed: none, pairs")
+        if pairs["margin"].null_count:
+            raise ConfigError(f"margin='pairs', but {pairs['margin'].null_count:,} of {len(pairs):,} pairs have none")
+        values = pairs["margin"].combine_chunks().to_numpy(zero_copy_only=False)
+        if not values.mean() > 0:
+            raise ConfigError("margin='pairs', but the margins are not above 0 on average")
+        return np.asarray(values / values.mean())
+
+    @classmethod
+    def _restore(cls, manifest: Any, arrays: Any, embedder: Any) -> BradleyTerryRewardModel:
+        model = super()._restore(manifest, arrays, embedder)
+        model.margin = manifest.data["margin"]
+        return model
+
+
+class PairedResponses:
+    """The distinct responses of preference pairs.
+
+    Attributes:
+        queries: The query of each, length n.
+        responses: Length n.
+        chosen: Position of each pair's chosen response, int64 (m,).
+        rejected: Position of its rejected one, int64 (m,).
+    """
+
+    def __init__(self, pairs: pa.Table) -> None:
+        position: dict[tuple[str, str], int] = {}
+        sides = []
+        queries = pairs["query"].to_pylist()
+        for name in ("chosen", "rejected"):
+            texts = zip(queries, pairs[name].to_pylist(), strict=True)
+            sides.append(np.array([position.setdefault(key, len(position)) for key in texts], dtype=np.int64))
+        self.queries = [query for query, _ in position]
+        self.responses = [response for _, response in position]
+        self.chosen, self.rejected = sides
+
+
+def conform_pairs(pairs: pa.Table) -> pa.Table:
+    """Return preference pairs with the columns and types of the schema.
+
+    Raises:
+        DataError: If a required column is missing or holds nulls.
+    """
+    batches = [conform(batch, "the table of pairs", PREFERENCE_SCHEMA) for batch in pairs.to_batches()]
+    return pa.Table.from_batches(batches, PREFERENCE_SCHEMA)
+
+
+def preference_metrics(probability: np.ndarray, groups: np.ndarray) -> dict[str, float | None]:
+    """Return pair accuracy (ties ½) with its 95% interval clustered by group, Brier score, ECE and log loss.
+
+    Args:
+        probability: Predicted probability that the chosen response is preferred, float (m,).
+        groups: Group of each pair, int (m,).
+    """
+    right = np.where(probability == 0.5, 0.5, (probability > 0.5).astype(float))
+    accuracy, low, high = success_interval(right, groups)
+    ones, zeros = np.ones(len(probability), dtype=np.int64), np.zeros(len(probability), dtype=np.int64)
+    # Which response stands first is an accident: both orders count, one with outcome 1, one with 0.
+    both = (np.r_[probability, 1 - probability], np.r_[ones, ones], np.r_[ones, zeros])
+    found = {
+        "brier": metrics.brier(*both),
+        "ece": metrics.ece(*both),
+        "log_loss": metrics.log_loss(*both),
+    }
+    return {"pair_accuracy": accuracy, "ci_low": low, "ci_high": high, **metrics.known(found)}

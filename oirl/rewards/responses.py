@@ -1,0 +1,175 @@
+"""Reward models of responses from verdicts: r(query, response), the chance that the response is right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from oirl.errors import DataError
+from oirl.logs.cells import make_cells
+from oirl.logs.groups import group_queries
+from oirl.logs.pairs import NO_RESPONSE, NO_VERDICT
+from oirl.logs.store import conform_table, table_fingerprint
+from oirl.rewards.base import ResponseScorer
+from oirl.rewards.calibration import apply_platt, cross_fit_platt
+from oirl.rewards.learners import Verdicts
+from oirl.rewards.response_features import CHECKS_ONLY
+from oirl.rewards.training import COLUMNS, SeenQueries, summarise
+from oirl.statistics import metrics
+
+RESPONSE_COLUMNS = (*COLUMNS, "response")
+"""The columns of a log that reward models of responses read."""
+
+
+class ResponseRewardModel(ResponseScorer):
+    """Estimates whether a response is right, from logged verdicts, by a classifier on features of query and response.
+
+    Args:
+        model: A registered response model: "linear" (default), "xgboost" or "mlp".
+        embedder: As for `oirl.rewards.base.ResponseScorer`.
+        folds: Members of the committee, each of which leaves out one fold of the queries.
+        seed: For the folds and for learners that draw.
+        params: Parameters of the learner, None for its defaults.
+
+    Attributes:
+        metrics_: Cross-fitted: auc, auc_within_query, brier, brier_skill (against the mean success), ece, log_loss.
+        seen_: The queries learned from.
+        data_: What was learned from: fingerprint, counts, success, best single prompt.
+        left_out_: Reason -> rows of the log that nothing was learned from.
+        warnings_: What limits the model.
+    """
+
+    kind = "response-reward-model"
+    learners = "response-models"
+
+    def __init__(
+        self,
+        model: str = "linear",
+        *,
+        embedder: Any = CHECKS_ONLY,
+        folds: int = 5,
+        seed: int = 0,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, embedder=embedder, folds=folds, seed=seed, params=params)
+
+    def fit(self, log: pa.Table) -> ResponseRewardModel:
+        """Learn from the rows of a log that have a response and a verdict, whatever their split.
+
+        Args:
+            log: Interactions.
+
+        Raises:
+            DataError: If there are no such rows, all verdicts are alike, or there are too few unlike queries.
+            ConfigError: If a parameter is not allowed.
+            UnknownNameError: If the model or the embedder is not registered.
+        """
+        log, self.left_out_ = graded_responses(conform_table(log, RESPONSE_COLUMNS))
+        rows = DistinctResponses(log)
+        runs, successes = rows.runs, rows.successes
+        if successes.sum() in (0, runs.sum()):
+            raise DataError("all responses of the log are right, or all are wrong; there is nothing to tell apart")
+        grouping = group_queries(rows.queries)
+        self.warnings_ = [w for w in [grouping.warning()] if w]
+        keys = [rows.query_ids[q] for q in rows.query]
+        texts = [rows.queries[q] for q in rows.query]
+        groups = grouping.labels[rows.query]
+        scores, fold = self._learn(texts, rows.responses, Verdicts(runs, successes), groups, keys)
+        self._platt, of_fold = cross_fit_platt(scores, runs, successes, fold)
+        probability = np.empty(len(scores))
+        for f, platt in enumerate(of_fold):
+            probability[fold == f] = apply_platt(scores[fold == f], platt)
+        self.seen_ = SeenQueries.of(rows.queries)
+        self.metrics_ = response_metrics(probability, runs, successes, rows.query, successes.sum() / runs.sum())
+        prompts = summarise(cells := make_cells(log), table_fingerprint(log))
+        self.data_ = {
+            "fingerprint": prompts.fingerprint,
+            "n_rows": len(log),
+            "n_responses": len(rows.responses),
+            "n_queries": len(rows.queries),
+            "success": float(successes.sum() / runs.sum()),
+            "best_prompt": cells.prompt_ids[prompts.best],
+        }
+        return self
+
+
+class DistinctResponses:
+    """The distinct responses of a log and their verdicts.
+
+    Attributes:
+        query_ids: Distinct queries, length Q.
+        queries: Their texts.
+        query: Position of each response's query, int64 (n,).
+        responses: Length n; equal texts to one query are one.
+        runs: How often each was given, int64 (n,).
+        successes: How often it was right, int64 (n,).
+        row: Position of each row of the log among the responses, int64 (rows,).
+    """
+
+    def __init__(self, log: pa.Table) -> None:
+        ids = log["query_id"].cast(pa.string()).dictionary_encode().combine_chunks()
+        texts = log["response"].cast(pa.string()).dictionary_encode().combine_chunks()
+        query = np.asarray(ids.indices, dtype=np.int64)
+        text = np.asarray(texts.indices, dtype=np.int64)
+        self.query_ids: list[str] = ids.dictionary.to_pylist()
+        first_row = np.unique(query, return_index=True)[1]
+        self.queries: list[str] = log["query"].take(pa.array(first_row)).to_pylist()
+        key = query * len(texts.dictionary) + text
+        _, first, self.row = np.unique(key, return_index=True, return_inverse=True)
+        self.query = query[first]
+        known = texts.dictionary.to_pylist()
+        self.responses: list[str] = [known[i] for i in text[first]]
+        self.runs = np.bincount(self.row)
+        right = log["correct"].combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
+        self.successes = np.bincount(self.row, weights=right).astype(np.int64)
+
+
+def graded_responses(log: pa.Table) -> tuple[pa.Table, Counter[str]]:
+    """Return the rows with a response and a verdict, and reason -> number of the others.
+
+    Raises:
+        DataError: If there is none.
+    """
+    graded = pc.is_valid(log["correct"])
+    text = pc.fill_null(pc.greater(pc.binary_length(pc.utf8_trim_whitespace(log["response"])), 0), False)
+    kept = log.filter(pc.and_(graded, text))
+    missing = Counter({NO_VERDICT: pc.sum(pc.invert(graded)).as_py() or 0})
+    missing[NO_RESPONSE] = pc.sum(pc.and_(graded, pc.invert(text))).as_py() or 0
+    if not len(kept):
+        why = "; ".join(f"{count:,} rows: {reason}" for reason, count in (+missing).items()) or "it has no rows"
+        raise DataError(
+            f"the log has no row with a response and a verdict ({why}); import the responses with --map "
+            "response=FIELD, and verdicts with --grade"
+        )
+    return kept, +missing
+
+
+def response_metrics(
+    probability: np.ndarray, runs: np.ndarray, successes: np.ndarray, query: np.ndarray, rate: float
+) -> dict[str, float | None]:
+    """Return the metrics of predicted correctness, over rows of the log; None where a metric is not defined.
+
+    Args:
+        probability: Predicted, float (n,).
+        runs: Int (n,).
+        successes: Int (n,).
+        query: Query of each response, int (n,).
+        rate: Success in the training log: the reference of `brier_skill`.
+    """
+    reference = metrics.brier(np.full(len(runs), rate), runs, successes)
+    brier = metrics.brier(probability, runs, successes)
+    return metrics.known(
+        {
+            "auc": metrics.auc(probability, runs, successes),
+            "auc_within_query": metrics.auc_within(probability, runs, successes, query),
+            "brier": brier,
+            "brier_skill": metrics.skill(brier, reference),
+            "ece": metrics.ece(probability, runs, successes),
+            "log_loss": metrics.log_loss(probability, runs, successes),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Metrics and intervals: pure functions of arrays that all other parts may use."""
