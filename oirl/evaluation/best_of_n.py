@@ -94,10 +94,7 @@ def expected_of_vote(
     # A response without an answer votes for a class of its own that weighs nothing.
     answers = np.arange(candidates.answer.max(initial=0) + 1)
     gives = candidates.answer[:, :, None] == answers
-    worth = np.divide(
-        np.einsum("qm,qma->qa", candidates.gold, gives), gives.sum(axis=1), out=np.zeros(gives[:, 0].shape), where=True
-    )
-    worth = np.nan_to_num(worth)
+    worth = np.einsum("qm,qma->qa", candidates.gold, gives) / np.maximum(gives.sum(axis=1), 1)
     total = np.zeros(len(candidates.gold))
     draws = 1 if size == count else draws
     for _ in range(draws):

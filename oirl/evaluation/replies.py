@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from oirl.logs.checkers import apply_checker, choice, numeric
+from oirl.logs.checkers import answer_kind, apply_checker, choice, numeric
 
 MOST_GRADED = 50_000
 """Replies that are graded at most; of more, a sample."""
 _EXAMPLES = 5
 _SHOWN = 300
 _NUMERAL = re.compile(r"\d[\d,]*(?:\.\d+)?")
-_LETTER = re.compile(r"\(?[A-Ja-j]\)?\.?")
 _LONG = 200
 _FEWEST_REPEATED, _ONLY_LAST = 20, 0.95
 _PILE, _SHORTEST_LIMIT, _BELOW, _OUTLIER = 0.01, 32, 8, 5
@@ -164,15 +163,9 @@ def repeated_until_right(log: pa.Table) -> float | None:
 
 
 def _checker_for(log: pa.Table, rows: np.ndarray) -> tuple[Callable[[str, str], Any] | None, str | None]:
-    if not len(rows):
-        return None, None
-    answers = log["answer"].take(pa.array(rows[np.linspace(0, len(rows) - 1, min(200, len(rows))).astype(int)]))
-    texts: Sequence[str] = answers.to_pylist()
-    if sum(apply_checker(numeric, text, text).correct is True for text in texts) >= 0.9 * len(texts):
-        return numeric, "numeric"
-    if sum(_LETTER.fullmatch(text.strip()) is not None for text in texts) >= 0.9 * len(texts):
-        return choice, "choice"
-    return None, None
+    known: Sequence[str] = log["answer"].take(pa.array(rows)).to_pylist()
+    kind = answer_kind(known)
+    return {"numeric": numeric, "choice": choice, None: None}[kind], kind
 
 
 def _example(at: int, row: dict[str, Any], verdict: bool) -> dict[str, Any]:

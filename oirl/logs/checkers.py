@@ -28,7 +28,7 @@ from oirl.logs.answers import SCOPE, extract_number, last_boxed
 from oirl.logs.numbers import Number, last_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from fractions import Fraction
 
 
@@ -123,6 +123,8 @@ _CHOICE_LINE = re.compile(r"^[ \t*_#>\[-]{0,8}([A-J])[)\].:](?=[\s*]|$)", re.MUL
 _CHOICE_END = re.compile(r"(?:^|[\s*_\[\"'])([A-J])$")
 _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 _MAX_EXPRESSION = 20_000
+_LETTER = re.compile(r"\(?[A-Ja-j]\)?\.?")
+_SAMPLED, _MOST = 200, 0.9
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{([^{}]*)\}")
 
 
@@ -181,6 +183,44 @@ def _chosen(response: str) -> str | None:
         return str(labels.pop())
     last = _CHOICE_END.search(text[-3:])
     return last[1] if last else None
+
+
+def answer_kind(answers: Sequence[str]) -> str | None:
+    """Return what gold answers look like: "numeric", "choice", or None where they are free text or there are none."""
+    texts = answers if len(answers) <= _SAMPLED else [answers[i * len(answers) // _SAMPLED] for i in range(_SAMPLED)]
+    if not texts:
+        return None
+    if sum(apply_checker(numeric, text, text).correct is True for text in texts) >= _MOST * len(texts):
+        return "numeric"
+    if sum(_LETTER.fullmatch(text.strip()) is not None for text in texts) >= _MOST * len(texts):
+        return "choice"
+    return None
+
+
+def response_kind(responses: Sequence[str]) -> str:
+    """Return how to read the answers of responses whose gold answers are not known: "numeric", "choice" or "text"."""
+    texts = [r for r in responses if r.strip()]
+    if len(texts) > _SAMPLED:
+        texts = [texts[i * len(texts) // _SAMPLED] for i in range(_SAMPLED)]
+    for kind in ("choice", "numeric"):
+        if texts and sum(stated_answer(text, kind) is not None for text in texts) >= _MOST * len(texts):
+            return kind
+    return "text"
+
+
+def stated_answer(response: str, kind: str) -> str | None:
+    """Return the answer of a response in a form in which equal answers are equal texts, None where it gives none.
+
+    Args:
+        response: A model's reply.
+        kind: "numeric" (the number that it concludes with), "choice" (the letter) or "text" (the whole text, plain).
+    """
+    if kind == "choice":
+        return _chosen(response)
+    if kind == "numeric":
+        number = extract_number(response)
+        return None if number is None else str(number.value * number.scale)
+    return _plain(response) or None
 
 
 def math(response: str, answer: str) -> Verdict:

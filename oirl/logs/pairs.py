@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,8 +15,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from oirl.errors import ConfigError, DataError
-from oirl.logs.groups import first_positions, group_queries, join_groups
-from oirl.logs.store import BATCH_ROWS, LogWriter, Source, conform, find_files, read_log, record_of, scan_log
+from oirl.logs.groups import Grouping, first_positions, group_queries, join_groups
+from oirl.logs.store import (
+    BATCH_ROWS,
+    LogWriter,
+    Source,
+    conform,
+    conform_table,
+    find_files,
+    read_log,
+    record_of,
+    scan_log,
+)
 from oirl.logs.text import normalise, template_id
 from oirl.records import PREFERENCE_SCHEMA
 
@@ -26,6 +37,7 @@ NO_RESPONSE = "no response, or an empty one"
 REPEATED = "the same response as an earlier one to this query, with the same verdict"
 CONTRADICTED = "the same response stands as right and as wrong"
 ONE_SIDED = "all responses to the query are right, or all are wrong"
+_FEW_WORDS = 12
 SAME = "chosen and rejected are the same text"
 EMPTY = "query, chosen or rejected is empty"
 
@@ -90,6 +102,9 @@ def make_pairs(log: pa.Table, *, per_query: int | None = None, seed: int = 0) ->
     """
     if per_query is not None and per_query < 1:
         raise ConfigError(f"per_query={per_query}; at least 1 is needed, or leave it out for all pairs")
+    if seed < 0:
+        raise ConfigError(f"seed={seed}; a whole number of 0 or more is needed")
+    log = conform_table(log, PAIRED)
     report = PairsReport(rows_read=len(log))
     asked = _replies_by_query(log, report)
     rng = np.random.default_rng(seed)
@@ -99,6 +114,8 @@ def make_pairs(log: pa.Table, *, per_query: int | None = None, seed: int = 0) ->
         chosen = [(r, w) for r in query.right for w in query.wrong]
         if per_query is not None and len(chosen) > per_query:
             chosen = _balanced(query, per_query, balance, rng)
+        balance.update(query.right[r][0] for r, _ in chosen)
+        balance.subtract(query.wrong[w][0] for _, w in chosen)
         if not chosen:
             report.left_out[ONE_SIDED] += len(query.right) + len(query.wrong)
             continue
@@ -109,7 +126,10 @@ def make_pairs(log: pa.Table, *, per_query: int | None = None, seed: int = 0) ->
         rows += [_pair_row(query, r, w) for r, w in chosen]
     if not rows:
         why = "; ".join(f"{n:,} rows: {reason}" for reason, n in (+report.left_out).most_common(3))
-        raise DataError(f"the log gives no pair of a right and a wrong response to one query ({why or 'no rows'})")
+        raise DataError(
+            f"the log gives no pair of a right and a wrong response to one query ({why or 'no rows'}); responses come "
+            "in with `oirl import --map response=FIELD`, verdicts with --grade CHECKER"
+        )
     report.n_pairs = len(rows)
     if all(row["margin"] is not None and row["margin"] > 0 for row in rows):
         report.margin = "score"
@@ -130,7 +150,11 @@ def write_pairs(
     """
     if Path(out).resolve() in {path.resolve() for path in find_files(sources, (".parquet",))}:
         raise ConfigError(f"{out} is also the log; name another file for the pairs")
-    pairs, report = make_pairs(read_log(sources, PAIRED), per_query=per_query, seed=seed)
+    try:
+        pairs, report = make_pairs(read_log(sources, PAIRED), per_query=per_query, seed=seed)
+    except DataError as e:
+        shown = sources if isinstance(sources, (str, os.PathLike)) else ", ".join(map(str, sources))
+        raise DataError(str(e) if str(shown) in str(e) else f"{shown}: {e}") from e
     save_pairs(pairs, out)
     report.out = str(out)
     return report
@@ -188,25 +212,32 @@ def test_pairs(pairs: pa.Table) -> pa.Table:
 
 def mark_pairs(pairs: pa.Table, split: str) -> pa.Table:
     """Return pairs whose metadata say to which part of a split they belong."""
-    texts = [json.dumps(_kept(text) | {"split": split}, ensure_ascii=False) for text in pairs["metadata"].to_pylist()]
+    # As ASCII: half of a surrogate pair, which JSON may hold, is no text.
+    texts = [json.dumps(_kept(text) | {"split": split}) for text in pairs["metadata"].to_pylist()]
     return pairs.set_column(pairs.column_names.index("metadata"), "metadata", pa.array(texts, pa.string()))
 
 
-def group_pairs(pairs: pa.Table) -> np.ndarray:
-    """Return the group of each pair, int64 (n,): what belongs together must not be cut by a split.
+def group_pairs(pairs: pa.Table) -> Grouping:
+    """Return the group of each pair: what belongs together must not be cut by a split.
 
     Pairs belong together if their queries are near duplicates, begin with the same turn of one conversation, or if
-    they compare the same two responses, in whichever order.
+    they compare the same two responses, in whichever order (those of a few words, such as yes and no, excepted).
     """
     encoded = pairs["query"].cast(pa.string()).dictionary_encode().combine_chunks()
     texts = encoded.dictionary.to_pylist()
     which = np.asarray(encoded.indices, dtype=np.int64)
-    alike = group_queries(texts).labels[which] if texts else which
+    if not texts:
+        return Grouping(which, 0)
+    grouping = group_queries(texts)
     metadata = pairs["metadata"].to_pylist()
     openings = [normalise(_opening(texts[i], m)) for i, m in zip(which.tolist(), metadata, strict=True)]
     both = zip(pairs["chosen"].to_pylist(), pairs["rejected"].to_pylist(), strict=True)
     compared = ["\x1f".join(sorted((normalise(a), normalise(b)))) for a, b in both]
-    return join_groups(alike, first_positions(openings), first_positions(compared))
+    same = first_positions(compared)
+    short = np.array([len(text.split()) < _FEW_WORDS for text in compared])
+    same[short] = np.flatnonzero(short)
+    labels = join_groups(grouping.labels[which], first_positions(openings), same)
+    return Grouping(labels, grouping.templated)
 
 
 def right_over_wrong(batches: Iterable[pa.RecordBatch]) -> tuple[list[dict[str, Any]], int]:
@@ -266,9 +297,10 @@ def _rows(log: pa.Table) -> Iterator[dict[str, Any]]:
 def _balanced(query: _Asked, count: int, balance: Counter[str], rng: np.random.Generator) -> list[tuple[str, str]]:
     """Choose pairs of one query: fresh responses first, then prompts that were rejected oftener than chosen.
 
-    `balance`, how much oftener each prompt was chosen than rejected so far in the log, is brought up to date.
+    `balance` says how much oftener each prompt was chosen than rejected so far in the log.
     """
     used: Counter[tuple[str, str]] = Counter()
+    ahead: Counter[str] = Counter(balance)
     left = [(r, w) for r in query.right for w in query.wrong]
     left = [left[i] for i in rng.permutation(len(left))]
     found = []
@@ -276,14 +308,14 @@ def _balanced(query: _Asked, count: int, balance: Counter[str], rng: np.random.G
 
         def cost(pair: tuple[str, str]) -> tuple[int, int]:
             of_right, of_wrong = query.right[pair[0]][0], query.wrong[pair[1]][0]
-            return used["right", pair[0]] + used["wrong", pair[1]], balance[of_right] - balance[of_wrong]
+            return used["right", pair[0]] + used["wrong", pair[1]], ahead[of_right] - ahead[of_wrong]
 
         pair = min(left, key=cost)
         left.remove(pair)
         found.append(pair)
         used.update([("right", pair[0]), ("wrong", pair[1])])
-        balance[query.right[pair[0]][0]] += 1
-        balance[query.wrong[pair[1]][0]] -= 1
+        ahead[query.right[pair[0]][0]] += 1
+        ahead[query.wrong[pair[1]][0]] -= 1
     return found
 
 
@@ -311,13 +343,16 @@ def _kept(metadata: str | None) -> dict[str, Any]:
         found = json.loads(metadata) if metadata else {}
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {"metadata": found}
 
 
 def _opening(query: str, metadata: str | None) -> str:
     """Return the first turn of a conversation, the query itself where it is not one."""
     if metadata and "messages" in metadata:
         turns = _kept(metadata).get("messages")
-        if isinstance(turns, list) and len(turns) > 1 and isinstance(turns[0], dict):
-            return str(turns[0].get("content"))
+        said = (
+            [t for t in turns if isinstance(t, dict) and t.get("role") != "system"] if isinstance(turns, list) else []
+        )
+        if len(said) > 1:
+            return str(said[0].get("content"))
     return query

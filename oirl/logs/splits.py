@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from oirl.errors import ConfigError, DataError
 from oirl.logs.groups import first_positions, group_queries
 from oirl.logs.pairs import group_pairs, mark_pairs, read_pairs, save_pairs
-from oirl.logs.store import Source, conform_table, read_log, record_of, write_log
+from oirl.logs.store import Source, conform_table, find_files, read_log, record_of, write_log
 from oirl.logs.text import normalise
 
 
@@ -126,15 +126,18 @@ def write_split(
         raise ConfigError(f"--folds {folds}: at least 2 are needed")
     pairs = record_of(sources) == "preferences"
     divisible = _divisible_pairs(sources) if pairs else _divisible_log(sources)
-    for old in Path(out).glob("fold-*"):
-        # Folds of an earlier split beside these would let a query stand on both sides.
-        if old.is_dir() and {file.name for file in old.iterdir()} <= {"train.parquet", "test.parquet"}:
-            shutil.rmtree(old)
     if folds is None:
         masks = {"": assign_test(divisible.keys, divisible.groups, test, seed)}
     else:
         fold = assign_folds(divisible.keys, divisible.groups, folds, seed)
         masks = {f"fold-{f}": fold == f for f in range(folds)}
+    for source in find_files(sources, (".parquet",)):
+        if source.name in _PARTS and Path(out).resolve() in source.resolve().parents:
+            raise ConfigError(f"{source} would be overwritten by its own parts; name another folder than {out}")
+    for old in Path(out).glob("fold-*"):
+        # Folds of an earlier split beside these would let a query stand on both sides.
+        if old.is_dir() and {file.name for file in old.iterdir()} <= _PARTS:
+            shutil.rmtree(old)
     parts = []
     for folder, mask in masks.items():
         for name, chosen in (("train", ~mask), ("test", mask)):
@@ -168,7 +171,11 @@ def _divisible_log(sources: Source | Sequence[Source]) -> _Divisible:
 
 def _divisible_pairs(sources: Source | Sequence[Source]) -> _Divisible:
     pairs = read_pairs(sources)
-    return _Divisible(pairs, pairs["pair_id"].to_pylist(), group_pairs(pairs), np.arange(len(pairs)), [])
+    if not len(pairs):
+        raise DataError("the files hold no preference pair; there is nothing to split")
+    groups = group_pairs(pairs)
+    warnings = [w for w in [groups.warning()] if w]
+    return _Divisible(pairs, pairs["pair_id"].to_pylist(), groups.labels, np.arange(len(pairs)), warnings)
 
 
 def _check_by(by: str) -> None:
@@ -190,6 +197,9 @@ def distinct_queries(log: pa.Table) -> tuple[list[str], list[str], np.ndarray]:
     index = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     first = np.unique(index, return_index=True)[1]
     return encoded.dictionary.to_pylist(), log["query"].take(pa.array(first)).to_pylist(), index
+
+
+_PARTS = {"train.parquet", "test.parquet"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,8 @@ class BradleyTerryRewardModel(ResponseScorer):
             why = "; ".join(f"{count:,}: {reason}" for reason, count in self.left_out_.items()) or "there are none"
             raise DataError(f"no pair that says anything ({why}); make pairs with `oirl pairs` or `oirl import`")
         rows = PairedResponses(pairs)
-        groups = group_pairs(pairs)
+        grouping = group_pairs(pairs)
+        groups = grouping.labels
         of_row = np.zeros(len(rows.responses), dtype=np.int64)
         of_row[rows.chosen] = of_row[rows.rejected] = groups
         target = Comparisons(rows.chosen, rows.rejected, self._margins(pairs))
@@ -88,7 +89,7 @@ class BradleyTerryRewardModel(ResponseScorer):
         probability = self._calibrate(difference, of_pair)
         # Rewards are free up to a constant: the mean over the training responses is set to 0.
         self._platt = (self._platt[0], -self._platt[0] * float(scores.mean()))
-        self.warnings_ = []
+        self.warnings_ = [w for w in [grouping.warning()] if w]
         self.seen_ = SeenQueries.of(rows.queries)
         self.metrics_ = preference_metrics(probability, groups)
         self.data_ = {

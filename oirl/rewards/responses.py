@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from oirl.errors import DataError
 from oirl.logs.cells import make_cells
+from oirl.logs.checkers import answer_kind, response_kind
 from oirl.logs.groups import group_queries
 from oirl.logs.pairs import NO_RESPONSE, NO_VERDICT
 from oirl.logs.store import conform_table, table_fingerprint
@@ -22,7 +23,7 @@ from oirl.rewards.response_features import CHECKS_ONLY
 from oirl.rewards.training import COLUMNS, SeenQueries, summarise
 from oirl.statistics import metrics
 
-RESPONSE_COLUMNS = (*COLUMNS, "response")
+RESPONSE_COLUMNS = (*COLUMNS, "response", "answer")
 """The columns of a log that reward models of responses read."""
 
 
@@ -94,6 +95,8 @@ class ResponseRewardModel(ResponseScorer):
             "n_queries": len(rows.queries),
             "success": float(successes.sum() / runs.sum()),
             "best_prompt": cells.prompt_ids[prompts.best],
+            "prompts": dict(zip(cells.prompt_ids, prompts.rates.tolist(), strict=True)),
+            "answers": answer_kind(log["answer"].drop_null().to_pylist()) or response_kind(rows.responses),
         }
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 MIN_QUERIES = 20
@@ -42,6 +44,19 @@ def bootstrap_means(
         counts = np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)
         out[start : start + size] = counts @ sums / (counts @ sizes)[:, None]
     return out
+
+
+def bootstrap_counts(clusters: np.ndarray, rng: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
+    """Yield how often each row stands in a resample of whole clusters, int64 (n,), for figures that are not means.
+
+    Args:
+        clusters: Cluster of each row, int (n,).
+        rng: Source of chance.
+        draws: Number of resamples.
+    """
+    found, which = np.unique(clusters, return_inverse=True)
+    for _ in range(draws):
+        yield np.bincount(rng.integers(0, len(found), len(found)), minlength=len(found))[which]
 
 
 def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
