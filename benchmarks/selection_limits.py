@@ -23,11 +23,11 @@ from common import PROMPTS, add_data_argument, read_prompt_log
 
 import oirl
 from oirl.evaluation.ceilings import best_choice_ceiling
-from oirl.evaluation.estimators import standard_error
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.groups import group_queries
 from oirl.logs.splits import assign_folds
 from oirl.logs.text import mask_numbers
+from oirl.statistics.intervals import standard_error
 
 SIZES = (250, 500, 1000, 2000, None)
 

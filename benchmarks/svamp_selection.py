@@ -24,13 +24,13 @@ import pyarrow.compute as pc
 from common import PROMPTS, add_data_argument, read_prompt_log
 
 import oirl
-from oirl.evaluation.intervals import bootstrap_means, percentile_interval
 from oirl.evaluation.policies import switch
 from oirl.logs.cells import Cells, make_cells
 from oirl.logs.groups import group_queries
 from oirl.logs.splits import assign_folds, distinct_queries
 from oirl.logs.text import mask_numbers
 from oirl.selection.gate import MARGINS
+from oirl.statistics.intervals import bootstrap_means, percentile_interval
 
 
 def fold_of_rows(log: pa.Table, protocol: str, folds: int, seed: int) -> np.ndarray:

@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import oirl
-from oirl.evaluation.intervals import bootstrap_means, percentile_interval
 from oirl.logs.cells import make_cells
 from oirl.logs.groups import group_queries
+from oirl.statistics.intervals import bootstrap_means, percentile_interval
 
 PUBLISHED = ["direct", "CoT", "APE", "Dis", "ToT", "Decomp"]
 """The six training prompts of the paper; other logs are used with all of theirs."""

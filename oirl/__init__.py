@@ -15,6 +15,7 @@ _PUBLIC = {
     "OirlError": "oirl.errors",
     "PromptRewardModel": "oirl.rewards.prompts",
     "PromptSelector": "oirl.selection.selector",
+    "RewardFunction": "oirl.selection.ranking",
     "ResponseRewardModel": "oirl.rewards.responses",
     "audit": "oirl.evaluation.audit",
     "evaluate": "oirl.evaluation.evaluate",
@@ -22,6 +23,7 @@ _PUBLIC = {
     "import_log": "oirl.logs.importing.pipeline",
     "load": "oirl.rewards.saving",
     "make_pairs": "oirl.logs.pairs",
+    "rank": "oirl.selection.ranking",
     "read_log": "oirl.logs.store",
     "read_pairs": "oirl.logs.pairs",
     "split": "oirl.logs.splits",
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from oirl.rewards.prompts import PromptRewardModel as PromptRewardModel
     from oirl.rewards.responses import ResponseRewardModel as ResponseRewardModel
     from oirl.rewards.saving import load as load
+    from oirl.selection.ranking import RewardFunction as RewardFunction
+    from oirl.selection.ranking import rank as rank
     from oirl.selection.selector import PromptSelector as PromptSelector
 
 

@@ -9,8 +9,10 @@ kind through an entry point of the group `oirl.<kind>`, for example::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from inspect import signature
 from typing import Any
 
 from oirl.errors import ConfigError, MissingPackageError, UnknownNameError, nearest
@@ -117,6 +119,25 @@ def resolve(kind: str, name: str) -> Any:
     raise UnknownNameError(
         f"unknown {kind[:-1]} {name!r}{nearest(name, known)}; known: {', '.join(known)}, or package.module:attribute"
     )
+
+
+def create(kind: str, name: str, params: Mapping[str, Any] | None) -> Any:
+    """Return the component registered under `name`, made with some parameters.
+
+    Raises:
+        UnknownNameError: If the name is not registered.
+        ConfigError: If it has no parameter of a name; the message lists those it has.
+    """
+    factory = resolve(kind, name)
+    given = dict(params or {})
+    known = list(signature(factory).parameters)
+    for parameter in given:
+        if parameter not in known:
+            allowed = ", ".join(known) or "none"
+            raise ConfigError(
+                f"the {kind[:-1]} {name!r} has no parameter {parameter!r}{nearest(parameter, known)}; it has: {allowed}"
+            )
+    return factory(**given)
 
 
 def load_attribute(path: str) -> Any:

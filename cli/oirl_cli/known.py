@@ -8,6 +8,7 @@ import typer
 
 from oirl_cli.output import print_json, print_table
 
+_MODEL_KINDS = ("prompt-models", "response-models", "preference-models", "embedders", "checkers")
 _JSON = typer.Option("--json", help="Print one JSON document.")
 
 
@@ -22,7 +23,9 @@ def models(json_: Annotated[bool, _JSON] = False) -> None:
     """List the registered reward models, embedders and checkers."""
     from oirl.registry import names
 
-    kinds = {kind: names(kind) for kind in ("prompt-models", "embedders", "checkers")}
+    kinds = {
+        kind: names(kind) for kind in ("prompt-models", "response-models", "preference-models", "embedders", "checkers")
+    }
     if json_:
         print_json(kinds)
         return

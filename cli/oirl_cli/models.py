@@ -1,4 +1,4 @@
-"""Commands on models: fit, evaluate and select."""
+"""Commands on models: evaluate and select."""
 
 from __future__ import annotations
 
@@ -11,58 +11,11 @@ import typer
 from oirl.errors import ConfigError
 from oirl_cli.output import check_report, interval, note, percent, points, print_json, print_table, say, working
 
-TARGETS = ("prompt",)
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("fit")(fit)
     app.command("evaluate")(evaluate)
     app.command("select")(select)
-
-
-def fit(
-    log: Annotated[list[str], typer.Argument(metavar="LOG...", help="The log; its rows marked `train` are used.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
-    target: Annotated[str, typer.Option("--target", help="What is scored: prompt.")] = "prompt",
-    model: Annotated[str, typer.Option("--model", help="A prompt model (`oirl models`).")] = "contrast",
-    embedder: Annotated[
-        str,
-        typer.Option("--embedder", help="tfidf, sentence-transformers[:model] or package.module:function."),
-    ] = "tfidf",
-    actions: Annotated[
-        str, typer.Option("--actions", help="What is chosen: prompt, or pair (a language model and a prompt).")
-    ] = "prompt",
-    prices: Annotated[
-        Path | None,
-        typer.Option("--prices", help="YAML: model -> input and output price of a million tokens."),
-    ] = None,
-    folds: Annotated[int, typer.Option("--folds", help="Folds of the cross-fitting.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="For folds and learners that draw.")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
-) -> None:
-    """Train a reward model r(query, prompt), and decide by cross-fitting whether choosing per query pays."""
-    from oirl.logs.store import read_log
-    from oirl.rewards.prompts import PromptRewardModel
-    from oirl.rewards.saving import read_manifest
-    from oirl.selection.selector import FITTED, PromptSelector
-
-    table = _prices(prices)
-    if target not in TARGETS:
-        raise ConfigError(f"--target {target}: allowed: {', '.join(TARGETS)}")
-    with working(f"fitting {model} on {embedder}"):
-        reward_model = PromptRewardModel(model, embedder=embedder, folds=folds, seed=seed)
-        selector = PromptSelector(reward_model, actions=actions, prices=table).fit(read_log(log, FITTED))
-        selector.save(out)
-    if json_:
-        print_json(read_manifest(out).model_dump())
-        return
-    m, d = selector.metrics_, selector.deployment_
-    train = selector.model_.train_
-    say(f"{out}: {model} on {embedder}, {train.n_rows:,} runs of {train.n_queries:,} queries")
-    say(f"held out on the training log: {describe_metrics(m)}")
-    say(f"deployed: {_deployed(d.policy, d.best_prompt)}, because {d.reason}")
-    _warn(selector.warnings_)
 
 
 def evaluate(
@@ -90,16 +43,43 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Evaluate the model and what it would choose on a log, with 95% intervals."""
+    from oirl.rewards.saving import read_manifest
+
+    check_report(report)
+    kind = read_manifest(model).kind
+    if kind not in ("prompt-selector", "prompt-reward-model"):
+        given: dict[str, Any] = {"--report": report, "--prices": prices, "--self-check": self_check or None}
+        given |= {"--estimator": None if estimator == "auto" else estimator}
+        for option in [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{option} is for models of prompts; {model} is a {kind}")
+        _evaluate_responses(model, log, embedder, seed, json_)
+        return
+    document = _evaluate_prompts(model, log, embedder, estimator, prices_of(prices), report, self_check, seed)
+    if json_:
+        print_json(document)
+    else:
+        print_evaluation(document)
+
+
+def _evaluate_prompts(
+    model: Path,
+    log: list[str],
+    embedder: str | None,
+    estimator: str,
+    prices: Any,
+    report: Path | None,
+    self_check: bool,
+    seed: int,
+) -> dict[str, Any]:
     from oirl.evaluation.evaluate import EVALUATED
     from oirl.evaluation.evaluate import evaluate as run
     from oirl.logs.store import read_log
     from oirl.selection.selector import PromptSelector
 
-    check_report(report)
     with working(f"evaluating {model}"):
         selector = PromptSelector.load(model, embedder=embedder)
         table = read_log(log, EVALUATED)
-        document = run(selector, table, estimator=estimator, prices=_prices(prices), seed=seed).to_dict()
+        document = run(selector, table, estimator=estimator, prices=prices, seed=seed).to_dict()
         if self_check:
             from oirl.evaluation.self_check import self_check as check
 
@@ -111,10 +91,31 @@ def evaluate(
             details = evaluation_details(selector, read_log(log, DETAILED), seed=seed)
             write_report(document, details, report)
             note(f"{report}: the report")
+    return document
+
+
+def _evaluate_responses(model: Path, log: list[str], embedder: str | None, seed: int, json_: bool) -> None:
+    """Evaluate on verdicts where the source is a log, on pairs where it holds preference pairs."""
+    from oirl.evaluation.preferences import evaluate_preferences
+    from oirl.evaluation.responses import evaluate_responses
+    from oirl.logs.pairs import read_pairs
+    from oirl.logs.store import read_log, record_of
+    from oirl.rewards.responses import RESPONSE_COLUMNS
+    from oirl.rewards.saving import load
+    from oirl_cli.responses import print_preference_evaluation, print_response_evaluation
+
+    with working(f"evaluating {model}"):
+        loaded = load(model, embedder=embedder)
+        if loaded.kind == "response-reward-model" and record_of(log) == "interactions":
+            document = evaluate_responses(loaded, read_log(log, RESPONSE_COLUMNS), seed=seed).to_dict()
+            show = print_response_evaluation
+        else:
+            document = evaluate_preferences(loaded, read_pairs(log)).to_dict()
+            show = print_preference_evaluation
     if json_:
         print_json(document)
     else:
-        print_evaluation(document)
+        show(document)
 
 
 def select(
@@ -235,8 +236,8 @@ def print_evaluation(document: dict[str, Any]) -> None:
         _print_cost(document["cost"], best)
     if "self_check" in document:
         _print_self_check(document["self_check"])
-    say(f"deployed: {_deployed(document['deploy']['policy'], best)}, because {document['deploy']['reason']}")
-    _warn(document["warnings"])
+    say(f"deployed: {deployed(document['deploy']['policy'], best)}, because {document['deploy']['reason']}")
+    warn(document["warnings"])
 
 
 def _print_off_policy(found: dict[str, Any], policies: dict[str, Any]) -> None:
@@ -273,7 +274,8 @@ def _print_cost(cost: dict[str, Any], best: str) -> None:
         say(f"  area under the gap recovered by cost {cost['area']:.3f} (mixing at random 0.500)")
 
 
-def _prices(path: Path | None) -> Any:
+def prices_of(path: Path | None) -> Any:
+    """Return the price table of a file, None where there is none."""
     from oirl.logs.costs import read_prices
 
     return None if path is None else read_prices(path)
@@ -309,7 +311,7 @@ def _print_selection(rows: list[dict[str, Any]], deployment: Any) -> None:
         return
     print_selection(rows)
     if not any(row.get("extrapolation") for row in rows):
-        say(f"deployed: {_deployed(deployment.policy, deployment.best_prompt)}, because {deployment.reason}")
+        say(f"deployed: {deployed(deployment.policy, deployment.best_prompt)}, because {deployment.reason}")
 
 
 def print_selection(rows: list[dict[str, Any]]) -> None:
@@ -327,10 +329,12 @@ def print_selection(rows: list[dict[str, Any]]) -> None:
     print_table([*columns, "all prompts"] if rows and "scores" in rows[0] else columns, table)
 
 
-def _deployed(policy: str, best: str) -> str:
+def deployed(policy: str, best: str) -> str:
+    """Return in words what the gate has decided."""
     return "the choice per query" if policy == "selector" else f"the best single prompt ({best}) for every query"
 
 
-def _warn(warnings: list[str]) -> None:
+def warn(warnings: list[str]) -> None:
+    """Print warnings on stderr."""
     for warning in warnings:
         note(f"warning: {warning}")

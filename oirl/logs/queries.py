@@ -11,9 +11,10 @@ from typing import Any
 from oirl.errors import ConfigError, DataError, NotFoundError
 from oirl.logs.importing.base import Chunk, Request
 from oirl.logs.importing.coerce import coerce
+from oirl.logs.importing.objects import read_objects
 from oirl.logs.importing.pipeline import detect
 from oirl.logs.store import find_files
-from oirl.logs.text import text_id
+from oirl.logs.text import normalise, text_id
 from oirl.records import QUERY_SCHEMA
 
 
@@ -92,6 +93,69 @@ def parse_query_lines(lines: Iterable[str], where: str) -> tuple[list[str], list
     if not queries:
         raise DataError(f"{where}: no query; give one as an argument, with --in FILE, or a line each on stdin")
     return ids, queries
+
+
+def read_candidates(path: str | Path) -> tuple[list[str], list[str], list[list[str]], int]:
+    """Return (query_ids, queries, responses of each, rows without a response) of a file of candidate responses.
+
+    Args:
+        path: JSONL, JSON, CSV, TSV, Parquet (a log, say) or Arrow. A row has `query` and `response`, or, in JSONL, JSON
+            and Arrow files, `query` and a list `responses`; rows of one query need not stand together. `query_id` is a
+            hash of the text by default.
+
+    Raises:
+        NotFoundError: If the file is not there.
+        DataError: If it cannot be read, a row has no query, or no row has a response.
+    """
+    file = find_files(path)[0]
+    if file.stat().st_size == 0:
+        raise DataError(f"{file} is empty; rows with `query` and `response` are needed")
+    return _gather(read_objects(file), str(file))
+
+
+def parse_candidate_lines(lines: Iterable[str], where: str) -> tuple[list[str], list[str], list[list[str]], int]:
+    """Return what `read_candidates` does of JSON lines."""
+
+    def objects() -> Iterator[tuple[int, Any]]:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except (ValueError, RecursionError) as e:
+                    raise DataError(f"{where}:{number}: not a JSON object with `query` and `response`: {e}") from e
+
+    return _gather(objects(), where)
+
+
+def _gather(rows: Iterable[tuple[int, Any]], where: str) -> tuple[list[str], list[str], list[list[str]], int]:
+    found: dict[str, tuple[str, list[str]]] = {}
+    without = 0
+    for number, row in rows:
+        if not isinstance(row, dict):
+            reason = getattr(row, "reason", f"a {type(row).__name__}, not an object")
+            raise DataError(f"{where}:{number}: {reason}")
+        query, name = row.get("query"), row.get("query_id")
+        if not isinstance(query, str) or not query.strip():
+            there = ", ".join(map(str, row)) or "none"
+            raise DataError(f"{where}:{number}: no text under `query`; fields there: {there}")
+        given = row.get("responses") if row.get("responses") is not None else [row.get("response")]
+        texts = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+        wrong = next((t for t in texts if t is not None and not isinstance(t, str)), None)
+        if wrong is not None:
+            raise DataError(f"{where}:{number}: a response is a {type(wrong).__name__}; texts are needed")
+        for text in (query, *(t for t in texts if t is not None)):
+            _check_unicode(text, f"{where}:{number}")
+        key = text_id(query) if name is None else str(name)
+        kept = [t for t in texts if t is not None]
+        without += len(texts) - len(kept)
+        if kept:
+            known = found.setdefault(key, (query, []))
+            if normalise(known[0]) != normalise(query):
+                raise DataError(f"{where}:{number}: query_id {key!r} stood for another query in an earlier row")
+            known[1].extend(kept)
+    if not found:
+        raise DataError(f"{where}: no response to rank; rows with `query` and `response` are needed")
+    return list(found), [q for q, _ in found.values()], [r for _, r in found.values()], without
 
 
 def _check_unicode(text: str, where: str) -> None:
@@ -189,8 +253,8 @@ def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
         raise ConfigError(f"{path}: rows are written to .jsonl, .csv or .parquet; name such a file")
     with atomic_file(path) as temporary:
         if suffix in {".csv", ".parquet"}:
-            # A mapping is a cell of JSON: a column for each of its keys would differ from row to row.
-            flat = [{k: json.dumps(v) if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
+            # A mapping or list is a cell of JSON: a column for each of its keys would differ from row to row.
+            flat = [{k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()} for row in rows]
             names = list(dict.fromkeys(k for row in flat for k in row))
             table = pa.table({name: [row.get(name) for row in flat] for name in names})
             if suffix == ".csv":

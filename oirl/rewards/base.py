@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError
 from oirl.logs.splits import assign_folds
-from oirl.registry import names, resolve
+from oirl.registry import create, names
 from oirl.rewards.committee import Committee, fit_committee, jackknife_error
 from oirl.rewards.learners import Learner, Target
 from oirl.rewards.response_features import CHECKS_ONLY, ResponseFeatures
@@ -65,6 +65,7 @@ class ResponseScorer:
     data_: dict[str, Any]
     metrics_: dict[str, float | None]
     warnings_: list[str]
+    learning_curve_: list[dict[str, Any]] | None = None
     _platt: tuple[float, float]
 
     def __init__(
@@ -133,7 +134,7 @@ class ResponseScorer:
             raise DataError(
                 "all queries are one query, or near duplicates of it; at least two unlike queries are needed"
             )
-        learner = make_learner(self.learners, self.model, self.params)
+        learner: Learner = create(self.learners, self.model, self.params)
         self._features = ResponseFeatures(self.embedder)
         prepared = self._features.prepare(queries, responses)
         rows = self._features.fit(prepared).embed(prepared)
@@ -166,6 +167,7 @@ class ResponseScorer:
                 "slope": self._platt[0],
                 "intercept": self._platt[1],
             },
+            "learning_curve": self.learning_curve_,
             "warnings": self.warnings_,
         }
         save_folder(path, manifest, arrays)
@@ -188,7 +190,7 @@ class ResponseScorer:
         known = names(cls.learners)
         if saved["name"] not in known:
             raise ModelFileError(f"unknown model {saved['name']!r}; known: {', '.join(known)}")
-        members = [make_learner(cls.learners, saved["name"], params) for params in saved["members"]]
+        members = [create(cls.learners, saved["name"], params) for params in saved["members"]]
         features = ResponseFeatures.restore(manifest.embedder, named(arrays, "features."), embedder)
         options = {"folds": data["folds"], "seed": data["seed"], "params": saved["params"]}
         model = cls(saved["name"], embedder=features.embedder or CHECKS_ONLY, **options)
@@ -197,18 +199,5 @@ class ResponseScorer:
         model._platt = (manifest.calibration["slope"], manifest.calibration["intercept"])
         model.seen_ = SeenQueries(arrays["seen.texts"], arrays["seen.wordings"])
         model.data_, model.metrics_, model.warnings_ = data, dict(manifest.metrics), manifest.warnings
+        model.learning_curve_ = manifest.learning_curve
         return model
-
-
-def make_learner(kind: str, name: str, params: Mapping[str, Any] | None) -> Learner:
-    """Return a registered learner.
-
-    Raises:
-        UnknownNameError: If the name is not registered.
-        ConfigError: If a parameter is not one of its own, or not allowed.
-    """
-    factory = resolve(kind, name)
-    try:
-        return factory(**(params or {}))
-    except TypeError as e:
-        raise ConfigError(f"parameters of the model {name!r}: {e}") from e

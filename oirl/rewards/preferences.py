@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from oirl.errors import ConfigError, DataError
 from oirl.logs.pairs import group_pairs, usable_pairs
@@ -97,6 +98,7 @@ class BradleyTerryRewardModel(ResponseScorer):
             "n_pairs": len(pairs),
             "n_queries": len(set(rows.queries)),
             "margin": self.margin,
+            "longer_preferred": longer_preferred(pairs),
         }
         return self
 
@@ -160,6 +162,17 @@ def conform_pairs(pairs: pa.Table) -> pa.Table:
     return pa.Table.from_batches(batches, PREFERENCE_SCHEMA)
 
 
+def right_share(difference: np.ndarray) -> np.ndarray:
+    """Return 1 where the chosen response is ahead, 0 where it is behind, ½ where both are alike, float (m,)."""
+    return (np.sign(difference) + 1) / 2
+
+
+def longer_preferred(pairs: pa.Table) -> float:
+    """Return the share of pairs whose chosen response is the longer one, equal lengths ½."""
+    lengths = [pc.utf8_length(pairs[name]).to_numpy() for name in ("chosen", "rejected")]
+    return float(right_share(lengths[0].astype(np.int64) - lengths[1]).mean())
+
+
 def preference_metrics(probability: np.ndarray, groups: np.ndarray) -> dict[str, float | None]:
     """Return pair accuracy (ties ½) with its 95% interval clustered by group, Brier score, ECE and log loss.
 
@@ -167,8 +180,7 @@ def preference_metrics(probability: np.ndarray, groups: np.ndarray) -> dict[str,
         probability: Predicted probability that the chosen response is preferred, float (m,).
         groups: Group of each pair, int (m,).
     """
-    right = np.where(probability == 0.5, 0.5, (probability > 0.5).astype(float))
-    accuracy, low, high = success_interval(right, groups)
+    accuracy, low, high = success_interval(right_share(probability - 0.5), groups)
     ones, zeros = np.ones(len(probability), dtype=np.int64), np.zeros(len(probability), dtype=np.int64)
     # Which response stands first is an accident: both orders count, one with outcome 1, one with 0.
     both = (np.r_[probability, 1 - probability], np.r_[ones, ones], np.r_[ones, zeros])

@@ -16,7 +16,7 @@ from oirl.logs.cells import Cells, make_cells
 from oirl.logs.groups import group_queries
 from oirl.logs.splits import assign_folds
 from oirl.logs.store import conform_table, table_fingerprint
-from oirl.registry import names, resolve
+from oirl.registry import create, names, resolve
 from oirl.rewards.calibration import apply_platt, cross_fit_platt
 from oirl.rewards.embedders import DenseEmbedder, Matrix, TfidfEmbedder, make_embedder, restore_embedder
 from oirl.rewards.knn import NearestNeighbours
@@ -145,8 +145,9 @@ class PromptRewardModel:
         prepared = self._embedder.prepare(cells.queries)
         fold = assign_folds(cells.query_ids, groups.labels, min(self.folds, n_groups), self.seed)
         features = self._embedder.fit(prepared).embed(prepared)
+        scorer: PromptScorer = create("prompt-models", self.model, self.params)
         _log.info("fitting %s to %s cells in %d folds", self.model, f"{len(cells.runs):,}", int(fold.max()) + 1)
-        self._scorer, held_out = _make_scorer(self.model, self.params).fit(features, prompts, cells, fold, self.seed)
+        self._scorer, held_out = scorer.fit(features, prompts, cells, fold, self.seed)
         self._calibrate(cells, held_out, fold, groups.labels)
         self.knn_ = NearestNeighbours().fit(cells, self.seed)
         return self
@@ -288,14 +289,6 @@ class PromptRewardModel:
         if not hasattr(self, "_scorer"):
             raise NotFittedError("this PromptRewardModel is not fitted; call fit(log) or oirl.load(folder) first")
         return self
-
-
-def _make_scorer(name: str, params: Mapping[str, Any] | None) -> PromptScorer:
-    factory = resolve("prompt-models", name)
-    try:
-        return factory(**(params or {}))
-    except TypeError as e:
-        raise ConfigError(f"parameters of the prompt model {name!r}: {e}") from e
 
 
 def _prompt_embedder(embedder: Any) -> Any:

@@ -94,6 +94,7 @@ class ResponseRewardModel(ResponseScorer):
             "n_responses": len(rows.responses),
             "n_queries": len(rows.queries),
             "success": float(successes.sum() / runs.sum()),
+            "longer_preferred": metrics.auc(np.array([len(r) for r in rows.responses], dtype=float), runs, successes),
             "best_prompt": cells.prompt_ids[prompts.best],
             "prompts": dict(zip(cells.prompt_ids, prompts.rates.tolist(), strict=True)),
             "answers": answer_kind(log["answer"].drop_null().to_pylist()) or response_kind(rows.responses),

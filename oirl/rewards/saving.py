@@ -66,6 +66,7 @@ class Manifest(BaseModel):
         data: What the model was trained on: fingerprint, counts.
         metrics: Held-out metrics on the training log, by cross-fitting.
         calibration: How scores became probabilities.
+        learning_curve: Held-out accuracy by the number of pairs learned from, where it was asked for.
         deploy: What the gate decided, for a selector.
         costs: What prompts cost, and what each weight of cost gives, for a selector that knows costs.
         warnings: What limits the model.
@@ -83,6 +84,7 @@ class Manifest(BaseModel):
     data: dict[str, Any]
     metrics: dict[str, float | None]
     calibration: dict[str, Any]
+    learning_curve: list[dict[str, Any]] | None = None
     deploy: dict[str, Any] | None = None
     costs: dict[str, Any] | None = None
     warnings: list[str] = Field(default_factory=list)
