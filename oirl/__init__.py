@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "BradleyTerryRewardModel": "oirl.rewards.preferences",
+    "LanguageModelRewardModel": "oirl.rewards.language_model",
     "OirlError": "oirl.errors",
     "PromptRewardModel": "oirl.rewards.prompts",
     "PromptSelector": "oirl.selection.selector",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from oirl.logs.splits import split as split
     from oirl.logs.store import read_log as read_log
     from oirl.logs.store import write_log as write_log
+    from oirl.rewards.language_model import LanguageModelRewardModel as LanguageModelRewardModel
     from oirl.rewards.preferences import BradleyTerryRewardModel as BradleyTerryRewardModel
     from oirl.rewards.prompts import PromptRewardModel as PromptRewardModel
     from oirl.rewards.responses import ResponseRewardModel as ResponseRewardModel

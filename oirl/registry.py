@@ -58,6 +58,7 @@ KINDS: dict[str, dict[str, str]] = {
     "embedders": {
         "tfidf": "oirl.rewards.embedders:TfidfEmbedder",
         "sentence-transformers": "oirl.rewards.embedders:SentenceEmbedder",
+        "hidden-states": "oirl.rewards.hidden_states:HiddenStateEmbedder",
     },
     "prompt-models": {
         "contrast": "oirl.rewards.contrast:ContrastScorer",
@@ -82,6 +83,7 @@ KINDS: dict[str, dict[str, str]] = {
         "prompt-selector": "oirl.selection.selector:PromptSelector",
         "response-reward-model": "oirl.rewards.responses:ResponseRewardModel",
         "preference-reward-model": "oirl.rewards.preferences:BradleyTerryRewardModel",
+        "language-model-reward-model": "oirl.rewards.language_model:LanguageModelRewardModel",
     },
 }
 """Kind -> name -> "module:attribute" of the components that come with oirl. Format sniffers are asked in this order."""

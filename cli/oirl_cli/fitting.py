@@ -144,6 +144,8 @@ def _fit_preferences(
     from oirl.logs.pairs import read_pairs, train_pairs
     from oirl.rewards.preferences import BradleyTerryRewardModel
 
+    if name and name.partition(":")[0] == "language-model":
+        return _fit_language_model(source, out, name, embedder, margin, curve, common)
     name, embedder = name or "linear", embedder or "tfidf"
     with working(f"fitting {name} on {embedder}"):
         pairs = train_pairs(read_pairs(source))
@@ -157,6 +159,44 @@ def _fit_preferences(
         say(f"held out on the training pairs: {describe_preference_metrics(model.metrics_)}")
         if model.learning_curve_:
             print_learning_curve(model.learning_curve_)
+        _left_out(model.left_out_, "pairs")
+        warn(model.warnings_)
+
+    return summary
+
+
+def _fit_language_model(
+    source: list[str],
+    out: Path,
+    name: str,
+    embedder: str | None,
+    margin: str,
+    curve: bool,
+    common: dict[str, Any],
+) -> Any:
+    import shutil
+
+    from oirl.logs.pairs import read_pairs, train_pairs
+    from oirl.rewards.language_model import LanguageModelRewardModel, parameters_of
+
+    base = name.partition(":")[2]
+    if not base:
+        raise ConfigError(f"--model {name}: name the base model, as language-model:FOLDER")
+    if embedder or curve:
+        raise ConfigError(f"{'--embedder' if embedder else '--learning-curve'} does not go with a language model")
+    parameters = parameters_of(common["params"])
+    checkpoints = out.with_name(f"{out.name}.checkpoints")
+    with working(f"training {base}"):
+        pairs = train_pairs(read_pairs(source))
+        model = LanguageModelRewardModel(base, margin=margin, seed=common["seed"], **parameters)
+        model.fit(pairs, checkpoints=checkpoints)
+        model.save(out)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def summary() -> None:
+        data = model.data_
+        say(f"{out}: {base} with {model.heads} scalar heads, {data['n_pairs']:,} pairs")
+        say(f"on {data['n_held_out']:,} of them, held out: {describe_preference_metrics(model.metrics_)}")
         _left_out(model.left_out_, "pairs")
         warn(model.warnings_)
 

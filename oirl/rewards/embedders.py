@@ -259,7 +259,7 @@ class SentenceEmbedder(DenseEmbedder):
         require("sentence_transformers", "embed", "the embedder 'sentence-transformers'")
         self._model_name = model
         self._model: Any = None
-        key = f"sentence-transformers-{model}-{_folder_state(Path(model))}"
+        key = f"sentence-transformers-{model}-{folder_state(Path(model))}"
         super().__init__(self._encode, f"sentence-transformers:{model}", key)
 
     def _encode(self, texts: list[str]) -> np.ndarray:
@@ -276,7 +276,7 @@ class SentenceEmbedder(DenseEmbedder):
         return self._model.encode(texts, batch_size=64, show_progress_bar=False, normalize_embeddings=True)
 
 
-def _folder_state(folder: Path) -> str:
+def folder_state(folder: Path) -> str:
     """Return a mark of a local folder's files, so that vectors of an earlier content are not taken for its own."""
     if not folder.is_dir():
         return ""
@@ -304,6 +304,8 @@ def make_embedder(spec: str | Callable[[list[str]], Any] | Embedder) -> Any:
         raise ConfigError(f"--embedder {spec}: tfidf takes no model; write tfidf")
     if name in names("embedders"):
         factory = resolve("embedders", name)
+        if name == "hidden-states" and not argument:
+            raise ConfigError("--embedder hidden-states: name a model, as hidden-states:MODEL")
         return factory(argument) if argument else factory()
     if ":" in spec:
         function = load_attribute(spec)
@@ -329,7 +331,7 @@ def restore_embedder(description: Mapping[str, Any], arrays: Mapping[str, np.nda
         if given is not None and given != TfidfEmbedder.name:
             raise ModelFileError(f"the model was trained with the embedder 'tfidf', not {given!r}; leave it out")
         return TfidfEmbedder(description["min_df"], description["blocks"]).restore(arrays)
-    if given is None and not name.startswith("sentence-transformers:"):
+    if given is None and not name.startswith(("sentence-transformers:", "hidden-states:")):
         raise ModelFileError(
             f"the model was trained with the embedder {name!r}, which is code of your own: pass it with "
             "embedder=… (in Python) or --embedder package.module:function"

@@ -51,6 +51,7 @@ class Comparisons:
 
 Target = Verdicts | Comparisons
 _PULL = 1e-3
+_WHOLE = frozenset("max_depth rounds hidden epochs patience batch micro_batch heads save_every".split())
 _PRECISION = 1e-4  # of the gradient, relative to that at the start
 
 
@@ -401,7 +402,17 @@ class NetworkLearner(Learner):
 def check_above_zero(name: str, **parameters: Any) -> None:
     """Raise `ConfigError` unless all parameters of a model are numbers above 0, whole where only that makes sense."""
     for parameter, value in parameters.items():
-        whole = parameter in {"max_depth", "rounds", "hidden", "epochs", "patience", "batch"}
+        whole = parameter in {
+            "max_depth",
+            "rounds",
+            "hidden",
+            "epochs",
+            "patience",
+            "batch",
+            "heads",
+            "save_every",
+            "micro_batch",
+        }
         if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not value > 0:
             kind = "whole number" if whole else "number"
             raise ConfigError(f"{parameter}={value!r} of the model {name!r}: a {kind} above 0 is needed")

@@ -18,24 +18,34 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, "torch.Tensor")
 
 
 def bradley_terry_loss(
-    chosen: torch.Tensor, rejected: torch.Tensor, *, margin: torch.Tensor | None = None, centring: float = 0.0
+    chosen: torch.Tensor,
+    rejected: torch.Tensor,
+    *,
+    margin: torch.Tensor | None = None,
+    centring: float = 0.0,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Return −mean log σ(r₊ − r₋ − m) + c · mean((r₊ + r₋)²), averaged over pairs.
+    """Return −mean log σ(r₊ − r₋ − m) + c · mean((r₊ + r₋)²), averaged over pairs (and heads).
 
     Args:
-        chosen: Rewards r₊ of the preferred responses, (n,).
-        rejected: Rewards r₋ of the others, (n,).
-        margin: By how much r₊ should be ahead, m, (n,); 0 when None.
+        chosen: Rewards r₊ of the preferred responses, (n,), or of several heads, (n, heads).
+        rejected: Rewards r₋ of the others, of the same shape.
+        margin: By how much r₊ should be ahead, m, (n,) or (n, 1); 0 when None.
         centring: c ≥ 0; draws rewards, which are free up to a constant per query, towards 0.
+        weights: Weight of each term of the means, of the shape of `chosen` and about 1 on average; 1 when None.
 
     Returns:
         The loss, and {"ranking": its first term, "pair_accuracy": ties ½, "difference": mean of r₊ − r₋}.
     """
     from torch.nn.functional import logsigmoid
 
+    def mean(terms: torch.Tensor) -> torch.Tensor:
+        # Not divided by the weights: means of parts of a batch then add up to that of the whole.
+        return terms.mean() if weights is None else (terms * weights).mean()
+
     difference = chosen - rejected
-    ranking = -logsigmoid(difference if margin is None else difference - margin).mean()
-    loss = ranking + centring * ((chosen + rejected) ** 2).mean()
+    ranking = mean(-logsigmoid(difference if margin is None else difference - margin))
+    loss = ranking + centring * mean((chosen + rejected) ** 2)
     ahead = difference.detach()
     metrics = {
         "ranking": float(ranking.detach()),

@@ -83,7 +83,7 @@ class BradleyTerryRewardModel(ResponseScorer):
         groups = grouping.labels
         of_row = np.zeros(len(rows.responses), dtype=np.int64)
         of_row[rows.chosen] = of_row[rows.rejected] = groups
-        target = Comparisons(rows.chosen, rows.rejected, self._margins(pairs))
+        target = Comparisons(rows.chosen, rows.rejected, pair_margins(pairs, self.margin))
         scores, fold = self._learn(rows.queries, rows.responses, target, of_row, rows.queries)
         difference = scores[rows.chosen] - scores[rows.rejected]
         of_pair = fold[rows.chosen]
@@ -110,18 +110,6 @@ class BradleyTerryRewardModel(ResponseScorer):
         self._platt, of_fold = cross_fit_platt(*both)
         slopes = np.array([slope for slope, _ in of_fold])
         return np.asarray(1 / (1 + np.exp(-slopes[fold] * difference)))
-
-    def _margins(self, pairs: pa.Table) -> np.ndarray | None:
-        if self.margin == "none":
-            return None
-        if self.margin != "pairs":
-            raise ConfigError(f"margin={self.margin!r}; allowed: none, pairs")
-        if pairs["margin"].null_count:
-            raise ConfigError(f"margin='pairs', but {pairs['margin'].null_count:,} of {len(pairs):,} pairs have none")
-        values = pairs["margin"].combine_chunks().to_numpy(zero_copy_only=False)
-        if not values.mean() > 0:
-            raise ConfigError("margin='pairs', but the margins are not above 0 on average")
-        return np.asarray(values / values.mean())
 
     @classmethod
     def _restore(cls, manifest: Any, arrays: Any, embedder: Any) -> BradleyTerryRewardModel:
@@ -160,6 +148,24 @@ def conform_pairs(pairs: pa.Table) -> pa.Table:
     """
     batches = [conform(batch, "the table of pairs", PREFERENCE_SCHEMA) for batch in pairs.to_batches()]
     return pa.Table.from_batches(batches, PREFERENCE_SCHEMA)
+
+
+def pair_margins(pairs: pa.Table, margin: str) -> np.ndarray | None:
+    """Return the margin of each pair over the mean margin, float (m,), None for margin "none".
+
+    Raises:
+        ConfigError: If margins are asked for ("pairs") and not known, or not above 0 on average.
+    """
+    if margin == "none":
+        return None
+    if margin != "pairs":
+        raise ConfigError(f"margin={margin!r}; allowed: none, pairs")
+    if pairs["margin"].null_count:
+        raise ConfigError(f"margin='pairs', but {pairs['margin'].null_count:,} of {len(pairs):,} pairs have none")
+    values = pairs["margin"].combine_chunks().to_numpy(zero_copy_only=False)
+    if not values.mean() > 0:
+        raise ConfigError("margin='pairs', but the margins are not above 0 on average")
+    return np.asarray(values / values.mean())
 
 
 def right_share(difference: np.ndarray) -> np.ndarray:

@@ -7,9 +7,10 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 64 << 20
 _MAX_ARRAYS = 8 << 30
+LANGUAGE_MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*config.json",
+    "tokenizer*.json",
+    "*.txt",
+    "*.jinja",
+)
+"""What a language model and its tokenizer are saved as."""
 _NATIVE = "_ubj"
 """Arrays of bytes whose name ends like this are written as files of XGBoost's own format."""
 
@@ -91,21 +101,29 @@ class Manifest(BaseModel):
     files: dict[str, str] = Field(default_factory=dict)
 
 
-def save_folder(path: str | os.PathLike[str], manifest: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def save_folder(
+    path: str | os.PathLike[str],
+    manifest: dict[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    write: Callable[[Path], None] | None = None,
+) -> None:
     """Write a model folder whole or not at all.
 
     Args:
         path: The folder; an earlier model there is replaced.
         manifest: The fields of `Manifest` less those that are filled in here.
         arrays: Name -> array. Names ending in `_ubj` become files of that format, all others one `weights.npz`.
+        write: Writes more files into the folder, of the kinds in `LANGUAGE_MODEL_FILES`.
     """
-    with atomic_folder(path, marker=MANIFEST, others=("*.npz", "*.ubj")) as folder:
+    with atomic_folder(path, marker=MANIFEST, others=("*.npz", "*.ubj", *LANGUAGE_MODEL_FILES)) as folder:
+        if write is not None:
+            write(folder)
         native = {name for name in arrays if name.endswith(_NATIVE)}
         with (folder / "weights.npz").open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **{n: a for n, a in arrays.items() if n not in native})
         for name in native:
             (folder / f"{name.removesuffix(_NATIVE)}.ubj").write_bytes(arrays[name].tobytes())
-        files = {p.name: _checksum(p.read_bytes()) for p in sorted(folder.iterdir())}
+        files = {p.name: _checksum(p) for p in sorted(folder.iterdir())}
         document = Manifest(
             format_version=FORMAT_VERSION,
             oirl_version=__version__,
@@ -164,15 +182,14 @@ def read_arrays(path: str | os.PathLike[str], manifest: Manifest) -> dict[str, n
         file = folder / name
         if file.is_symlink() or not file.is_file():
             raise ModelFileError(f"{file} is not a plain file")
-        content = file.read_bytes()
-        if _checksum(content) != checksum:
+        if _checksum(file) != checksum:
             raise ModelFileError(f"{file} has changed since it was written (SHA-256 differs); fit the model again")
         if name.endswith(".ubj"):
-            arrays[name.removesuffix(".ubj") + _NATIVE] = np.frombuffer(content, dtype=np.uint8)
+            arrays[name.removesuffix(".ubj") + _NATIVE] = np.frombuffer(file.read_bytes(), dtype=np.uint8)
         elif name.endswith(".npz"):
-            arrays |= _read_npz(file, content)
-        else:
-            raise ModelFileError(f"{file}: a model holds .npz and .ubj files only")
+            arrays |= _read_npz(file, file.read_bytes())
+        elif not any(fnmatchcase(name, pattern) for pattern in LANGUAGE_MODEL_FILES):
+            raise ModelFileError(f"{file}: a model of oirl holds no such file")
     return arrays
 
 
@@ -226,5 +243,9 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
 
 
-def _checksum(content: bytes) -> str:
-    return sha256(content).hexdigest()
+def _checksum(file: Path) -> str:
+    digest = sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
