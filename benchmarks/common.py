@@ -23,15 +23,20 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
 
 def read_prompt_log(data: Path, name: str):
     """Import one of the Prompt-OIRL logs with oirl and read it."""
-    import oirl
     from oirl.rewards.training import COLUMNS
 
-    source = data / "prompt_oirl_llama2" / f"{name}.parquet"
+    return import_data(data / "prompt_oirl_llama2" / f"{name}.parquet", [*COLUMNS, "replicate"])
+
+
+def import_data(source: Path, columns: list[str]):
+    """Import a file of the real data with oirl and read some columns of the log."""
+    import oirl
+
     if not source.is_file():
         sys.exit(f"{source} is missing; name the folder of real data with --data")
     with tempfile.TemporaryDirectory() as folder:
         oirl.import_log(source, Path(folder) / "log.parquet")
-        return oirl.read_log(Path(folder) / "log.parquet", [*COLUMNS, "replicate"])
+        return oirl.read_log(Path(folder) / "log.parquet", columns)
 
 
 def cpu_environment() -> dict[str, str]:

@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 _TOKEN = re.compile(
     r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d])|\d+(?:\.\d+)?|\.\d+)(?P<percent> ?%)?"
-    r"|(?P<operator>\\times|\\cdot|\\div|[-+*/×÷·−–])|(?P<bracket>[()])|(?P<equals>[=≈])|(?P<word>[^\W\d_]+)"
-    r"|(?P<blank>[$€£\\ \t_]+)|(?P<stop>.)",
+    r"|(?P<bold>\*\*+)|(?P<operator>\\times|\\cdot|\\div|[-+*/×÷·−–^])|(?P<bracket>[()])|(?P<equals>[=≈])"
+    r"|(?P<word>[^\W\d_]+)|(?P<blank>(?:[$€£ \t_]|\\(?!times|cdot|div))+)|(?P<stop>.)",
     re.DOTALL,
 )
 _OPERATORS = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "\\times": "*", "\\cdot": "*", "\\div": "/"}
 _MOST_WORDS, _MOST_TOKENS = 4, 60
 _CENT = 0.011
 _LARGEST = 1e15
+_LARGEST_EXPONENT = 12
 
 
 class Token(NamedTuple):
@@ -42,7 +43,7 @@ class Equation:
 
     Attributes:
         inputs: Numbers on the side with the operators.
-        operators: The operators: any of + - * /.
+        operators: The operators: any of + - * / ^.
         result: The number on the other side.
         true: Whether both sides are equal, rounding of the result allowed.
     """
@@ -64,13 +65,20 @@ def read_tokens(text: str) -> list[Token]:
             value = min(float(plain), _LARGEST)
             found.append(Token("number", match["number"], value, places, match["percent"] is not None))
         elif kind == "operator":
-            found.append(Token(kind, _OPERATORS.get(match[0], match[0])))
+            bullet = match[0] in "-–*" and _opens_line(text, match.start()) and text[match.end() :][:1].isspace()
+            found.append(Token("stop" if bullet else kind, _OPERATORS.get(match[0], match[0])))
         elif kind == "word":
             word = match[0].lower()
             found.append(Token("operator", "*") if word == "x" else Token(kind, word))
-        elif kind != "blank":
+        elif kind not in ("blank", "bold"):
             found.append(Token(kind, match[0]))
     return found
+
+
+def _opens_line(text: str, at: int) -> bool:
+    while at and text[at - 1] in " \t":
+        at -= 1
+    return at == 0 or text[at - 1] == "\n"
 
 
 def find_equations(tokens: Sequence[Token]) -> list[Equation]:
@@ -79,13 +87,18 @@ def find_equations(tokens: Sequence[Token]) -> list[Equation]:
     for at, token in enumerate(tokens):
         if token.kind != "equals":
             continue
-        left, right = _read(_before(tokens, at)), _read(_after(tokens, at))
+        before = _before(tokens, at)
+        left, right = _read(before), _read(_after(tokens, at))
         if left is None or right is None or not (left.operators or right.operators):
             continue
+        if not left.operators and (before[-1].kind == "word" or any(t.text == "of" for t in before)):
+            continue  # "cost of 3 apples = 3 x $2", "half of 8 = 8 / 2": the number on the left is no result
         sums, stated = (left, right) if left.operators else (right, left)
-        result = stated.numbers[-1]
+        result = stated.numbers[-1].value
+        if stated.operators or stated.value < 0:
+            result = stated.value if stated.operators else -result
         inputs = tuple(n.value for n in sums.numbers)
-        found.append(Equation(inputs, tuple(sums.operators), result.value, _agree(sums, stated)))
+        found.append(Equation(inputs, tuple(sums.operators), result, _agree(sums, stated)))
     return found
 
 
@@ -117,6 +130,7 @@ def _before(tokens: Sequence[Token], at: int) -> list[Token]:
             words += 1
             if words > _MOST_WORDS:
                 break
+            found.append(token)
             continue
         depth += (token.text == ")") - (token.text == "(")
         if depth < 0 or (token.kind == "number" and last == "number"):
@@ -137,10 +151,11 @@ def _after(tokens: Sequence[Token], at: int) -> list[Token]:
             words += 1
             if words > _MOST_WORDS:
                 break
+            found.append(token)
             continue
         depth += (token.text == "(") - (token.text == ")")
         # "= 12 (3 for each)": a bracket after the result is a remark.
-        if depth < 0 or (last == "number" and token.kind in ("number", "bracket")):
+        if depth < 0 or (last == "number" and (token.kind == "number" or token.text == "(")):
             break
         words, last = 0, token.kind
         found.append(token)
@@ -148,13 +163,13 @@ def _after(tokens: Sequence[Token], at: int) -> list[Token]:
 
 
 def _read(tokens: list[Token]) -> _Side | None:
-    """Evaluate one side; operators that join nothing, such as the slash of "eggs/day", are left out."""
-    kept = [
-        token
-        for i, token in enumerate(tokens)
-        if token.kind != "operator"
-        or (i + 1 < len(tokens) and (tokens[i + 1].kind == "number" or tokens[i + 1].text == "("))
-    ]
+    """Evaluate one side; words, and operators that join nothing (the slash of "eggs/day"), are left out."""
+    end = Token("stop", "")
+    kept = []
+    for token, after, later in zip(tokens, [*tokens[1:], end], [*tokens[2:], end, end], strict=False):
+        joins = _begins_term(after) or (after.text == "-" and _begins_term(later))
+        if token.kind != "word" and (token.kind != "operator" or joins):
+            kept.append(token)
     while kept and kept[0].kind == "operator" and kept[0].text != "-":
         kept.pop(0)
     numbers = [t for t in kept if t.kind == "number"]
@@ -168,6 +183,10 @@ def _read(tokens: list[Token]) -> _Side | None:
         return None
     operators = [t.text for i, t in enumerate(kept) if t.kind == "operator" and i > 0 and kept[i - 1].text != "("]
     return _Side(value, numbers, operators)
+
+
+def _begins_term(token: Token) -> bool:
+    return token.kind == "number" or token.text == "("
 
 
 class _NotReadable(Exception):
@@ -184,11 +203,21 @@ def _sum(tokens: list[Token], at: int) -> tuple[float, int]:
 
 
 def _product(tokens: list[Token], at: int) -> tuple[float, int]:
-    value, at = _factor(tokens, at)
+    value, at = _power(tokens, at)
     while at < len(tokens) and tokens[at].text in ("*", "/", "("):
         divides = tokens[at].text == "/"
-        factor, at = _factor(tokens, at + (tokens[at].text != "("))
+        factor, at = _power(tokens, at + (tokens[at].text != "("))
         value = value / factor if divides else value * factor
+    return value, at
+
+
+def _power(tokens: list[Token], at: int) -> tuple[float, int]:
+    value, at = _factor(tokens, at)
+    if at < len(tokens) and tokens[at].text == "^":
+        exponent, at = _factor(tokens, at + 1)
+        if not (exponent % 1 == 0 and 0 <= exponent <= _LARGEST_EXPONENT):
+            raise _NotReadable
+        value = value**exponent
     return value, at
 
 

@@ -246,7 +246,8 @@ class LanguageModelRewardModel:
         elif not self.imitation and not causal.config.tie_word_embeddings:
             causal.get_output_embeddings().requires_grad_(False)  # nothing of the loss goes through it
         if self.gradient_checkpointing:
-            causal.gradient_checkpointing_enable({"use_reentrant": False})
+            enable = getattr(causal, "activation_checkpointing_enable", causal.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
             causal.enable_input_require_grads()
         return ScalarHeads(causal, self.heads)
 

@@ -265,6 +265,8 @@ class BoostedLearner(Learner):
         check_above_zero(
             self.name, max_depth=max_depth, eta=eta, rounds=rounds, subsample=subsample, colsample=colsample
         )
+        check_range(self.name, 0, 1, subsample=subsample, colsample=colsample)
+        check_range(self.name, 0, float("inf"), min_child_weight=min_child_weight)
         super().__init__(
             max_depth=max_depth,
             eta=eta,
@@ -359,6 +361,8 @@ class NetworkLearner(Learner):
         require("torch", "tune", "the reward model 'mlp'")
         units = [hidden] if isinstance(hidden, int) else list(hidden)
         check_above_zero(self.name, learning_rate=learning_rate, epochs=epochs, batch=batch, patience=patience)
+        check_range(self.name, 0, 0.99, dropout=dropout)
+        check_range(self.name, 0, float("inf"), weight_decay=weight_decay)
         for width in units:
             check_above_zero(self.name, hidden=width)
         super().__init__(
@@ -416,3 +420,13 @@ def check_above_zero(name: str, **parameters: Any) -> None:
         if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not value > 0:
             kind = "whole number" if whole else "number"
             raise ConfigError(f"{parameter}={value!r} of the model {name!r}: a {kind} above 0 is needed")
+
+
+def check_range(name: str, low: float, high: float, **parameters: Any) -> None:
+    """Raise `ConfigError` unless all parameters of a model are numbers from `low` to `high`."""
+    for parameter, value in parameters.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            raise ConfigError(
+                f"{parameter}={value!r} of the model {name!r}: a number from {low:g} to {high:g} is needed"
+            )

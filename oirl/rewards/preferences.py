@@ -163,8 +163,8 @@ def pair_margins(pairs: pa.Table, margin: str) -> np.ndarray | None:
     if pairs["margin"].null_count:
         raise ConfigError(f"margin='pairs', but {pairs['margin'].null_count:,} of {len(pairs):,} pairs have none")
     values = pairs["margin"].combine_chunks().to_numpy(zero_copy_only=False)
-    if not values.mean() > 0:
-        raise ConfigError("margin='pairs', but the margins are not above 0 on average")
+    if not np.isfinite(values).all() or not values.mean() > 0:
+        raise ConfigError("margin='pairs', but the margins are not finite, or not above 0 on average")
     return np.asarray(values / values.mean())
 
 

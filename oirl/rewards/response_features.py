@@ -119,7 +119,7 @@ class ResponseFeatures:
         if found.checked:
             found._asked.restore(named(arrays, "queries."))
             found._scale = {name: arrays[name] for name in ("checks_mean", "checks_scale")}
-            if found._scale["checks_mean"].shape != (len(CHECKS),):
+            if any(array.shape != (len(CHECKS),) for array in found._scale.values()):
                 raise ValueError("it was fitted with another list of checks")
         return found
 

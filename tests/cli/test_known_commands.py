@@ -20,7 +20,8 @@ ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in (".", "cli",
 
 def test_models_lists_what_is_registered() -> None:
     kinds = json.loads(run_oirl("models", "--json").stdout)
-    assert kinds == {kind: KINDS[kind] for kind in ("prompt-models", "response-models", "preference-models", "embedders", "checkers")}
+    shown = ("prompt-models", "response-models", "preference-models", "embedders", "checkers")
+    assert kinds == {kind: KINDS[kind] for kind in shown}
     table = run_oirl("models").stdout
     assert all(name in table for kind in kinds for name in KINDS[kind])
 

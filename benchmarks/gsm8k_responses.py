@@ -1,0 +1,156 @@
+"""Which of sixteen replies to a GSM8K query is right? Models of responses on LLaMA-2 replies. Prints JSON.
+
+The test part of the Prompt-OIRL log: 1,000 queries, one reply under each of 16 prompts. Ten folds by groups of near
+duplicates; in each, everything (features' scales, strengths, calibration, best single prompt) is learned from the other
+nine. Choosing among all 16 is compared with a random reply, the best single prompt, the majority vote and, as nulls, a
+vote weighted by each prompt's success, and a model that learned from verdicts moved to other queries as whole blocks.
+
+Twice: with the verdicts as logged (last number of the reply against last number of the gold answer), and as regraded by
+oirl's numeric checker, since what predicts a verdict may be how the answer is written rather than whether it is right.
+Intervals are paired and clustered by query; they do not hold what another cut of folds would change.
+
+Run: python benchmarks/gsm8k_responses.py [--data FOLDER] [--tfidf]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from common import add_data_argument, import_data
+
+import oirl
+from oirl.evaluation.responses import best_of_n_document
+from oirl.logs.checkers import numeric
+from oirl.logs.groups import group_queries
+from oirl.logs.splits import assign_folds
+from oirl.rewards.base import Estimates
+from oirl.rewards.responses import RESPONSE_COLUMNS, DistinctResponses, response_metrics
+from oirl.statistics.intervals import normal_interval
+
+FOLDS = 10
+MODELS = {
+    "linear on checks (default)": ("linear", "checks"),
+    "xgboost on checks": ("xgboost", "checks"),
+    "mlp on checks": ("mlp", "checks"),
+}
+
+
+def cross_fitted(log: pa.Table, fold: np.ndarray, model: str, embedder: str) -> tuple[Estimates, float]:
+    """Return estimates of the distinct responses by models of the other folds, and seconds per fit."""
+    rows = DistinctResponses(log)
+    reward, spread = np.empty(len(rows.responses)), np.empty(len(rows.responses))
+    start = time.perf_counter()
+    for f in range(FOLDS):
+        kept = fold[rows.query[rows.row]] != f
+        fitted = oirl.ResponseRewardModel(model, embedder=embedder).fit(log.filter(pa.array(kept)))
+        here = np.flatnonzero(fold[rows.query] == f)
+        texts = [rows.queries[rows.query[i]] for i in here]
+        found = fitted.estimate(texts, [rows.responses[i] for i in here])
+        reward[here], spread[here] = found.reward, found.spread
+    return Estimates(reward, spread), (time.perf_counter() - start) / FOLDS
+
+
+def prompt_weights(log: pa.Table, fold: np.ndarray) -> Estimates:
+    """Return as reward the log-odds of each response's prompt in the other folds."""
+    rows = DistinctResponses(log)
+    prompts = np.asarray(log["prompt_id"].combine_chunks().dictionary_encode().indices)
+    right = log["correct"].combine_chunks().to_numpy(zero_copy_only=False).astype(float)
+    rate = np.empty(len(log))
+    of_row = fold[rows.query[rows.row]]
+    for f in range(FOLDS):
+        mean = np.bincount(prompts[of_row != f], right[of_row != f]) / np.bincount(prompts[of_row != f])
+        rate[of_row == f] = mean[prompts[of_row == f]]
+    first = np.unique(rows.row, return_index=True)[1]
+    return Estimates(np.log(rate / (1 - rate))[first], np.zeros(len(first)))
+
+
+def moved(log: pa.Table, seed: int) -> pa.Table:
+    """Return the log with the verdicts of each query given to another query, block by block, prompt by prompt."""
+    order = log.sort_by([("query_id", "ascending"), ("prompt_id", "ascending")])
+    right = order["correct"].combine_chunks().to_numpy(zero_copy_only=False).reshape(-1, 16)
+    blocks = np.random.default_rng(seed).permutation(len(right))
+    return order.set_column(order.column_names.index("correct"), "correct", pa.array(right[blocks].ravel()))
+
+
+def shown(log: pa.Table, estimates: Estimates, groups: np.ndarray, best: np.ndarray) -> dict[str, Any]:
+    """Return metrics, and what choosing among all replies is worth."""
+    rows = DistinctResponses(log)
+    data = {"answers": "numeric", "best_prompt": "direct"}
+    document, _ = best_of_n_document(log, rows, estimates, groups, data, np.random.default_rng(0), 2000)
+    assert document is not None
+    counted = (estimates.probability, rows.runs, rows.successes, rows.query)
+    metrics = response_metrics(*counted, rows.successes.sum() / rows.runs.sum())
+    policies = {
+        name: {k: round(v, 4) for k, v in policy.items()}
+        for name, policy in document["policies"].items()
+        if name != "best_prompt"
+    }
+    low, high = normal_interval(best, groups)
+    policies["best_prompt"] = {"value": best.mean(), "ci_low": float(low), "ci_high": float(high)}
+    return {
+        "metrics": {k: None if v is None else round(v, 4) for k, v in metrics.items()},
+        "choosing among 16": policies,
+        "best_of_n by N": {r["n"]: round(r["best_of_n"]["value"], 4) for r in document["curve"]},
+        "over_optimisation": document["over_optimisation"],
+    }
+
+
+def best_prompt(log: pa.Table, fold: np.ndarray) -> np.ndarray:
+    """Return each query's verdict under the best single prompt of the other folds, float (Q,)."""
+    rows = DistinctResponses(log)
+    query = rows.query[rows.row]
+    prompts = log["prompt_id"].combine_chunks().dictionary_encode()
+    table = np.zeros((len(rows.queries), len(prompts.dictionary)))
+    table[query, np.asarray(prompts.indices)] = log["correct"].combine_chunks().to_numpy(zero_copy_only=False)
+    chosen = np.array([table[fold != f].mean(axis=0).argmax() for f in range(FOLDS)])
+    return table[np.arange(len(table)), chosen[fold]]
+
+
+def measure(log: pa.Table, models: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """Return the figures of all models on one set of verdicts."""
+    rows = DistinctResponses(log)
+    groups = group_queries(rows.queries).labels
+    fold = assign_folds(rows.query_ids, groups, FOLDS, 0)
+    best = best_prompt(log, fold)
+    found: dict[str, Any] = {}
+    for name, (model, embedder) in models.items():
+        estimates, seconds = cross_fitted(log, fold, model, embedder)
+        found[name] = shown(log, estimates, groups, best) | {"seconds_per_fit": round(seconds, 1)}
+    found["null: weight by prompt"] = shown(log, prompt_weights(log, fold), groups, best)
+    null_log = moved(log, 0)
+    null_rows = DistinctResponses(null_log)
+    null_groups = group_queries(null_rows.queries).labels
+    null_fold = assign_folds(null_rows.query_ids, null_groups, FOLDS, 0)
+    null, _ = cross_fitted(null_log, null_fold, "linear", "checks")
+    true_log = log.sort_by([("query_id", "ascending"), ("prompt_id", "ascending")])
+    found["null: verdicts of other queries"] = shown(true_log, null, null_groups, best_prompt(true_log, null_fold))
+    return found
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data_argument(parser)
+    parser.add_argument("--tfidf", action="store_true", help="n-grams of query and response too (minutes)")
+    arguments = parser.parse_args()
+    source: Path = arguments.data / "prompt_oirl_llama2" / "gsm8k.parquet"
+    log = import_data(source, [*RESPONSE_COLUMNS])
+    log = log.filter(pc.and_(pc.equal(log["split"], "test"), pc.is_valid(log["response"])))
+    verdicts = [
+        numeric(r, a).correct for r, a in zip(log["response"].to_pylist(), log["answer"].to_pylist(), strict=True)
+    ]
+    regraded = log.set_column(log.column_names.index("correct"), "correct", pa.array(verdicts))
+    models = MODELS | ({"linear on tfidf": ("linear", "tfidf")} if arguments.tfidf else {})
+    document = {"as logged": measure(log, models), "regraded": measure(regraded, models)}
+    print(json.dumps({"queries": 1000, "responses": len(log), "folds": FOLDS} | document, indent=2))
+
+
+if __name__ == "__main__":
+    main()
