@@ -1,9 +1,9 @@
 """Which of sixteen replies to a GSM8K query is right? Models of responses on LLaMA-2 replies. Prints JSON.
 
 The test part of the Prompt-OIRL log: 1,000 queries, one reply under each of 16 prompts. Ten folds by groups of near
-duplicates; in each, everything (features' scales, strengths, calibration, best single prompt) is learned from the other
-nine. Choosing among all 16 is compared with a random reply, the best single prompt, the majority vote and, as nulls, a
-vote weighted by each prompt's success, and a model that learned from verdicts moved to other queries as whole blocks.
+duplicates; each reply is scored by a model that has learned from the other nine. Choosing among all 16 is compared with
+a random reply, the best single prompt of the other folds, the majority vote and, as nulls, a vote weighted by each
+prompt's success, and a model that learned from verdicts moved to other queries as whole blocks.
 
 Twice: with the verdicts as logged (last number of the reply against last number of the gold answer), and as regraded by
 oirl's numeric checker, since what predicts a verdict may be how the answer is written rather than whether it is right.
@@ -42,19 +42,13 @@ MODELS = {
 }
 
 
-def cross_fitted(log: pa.Table, fold: np.ndarray, model: str, embedder: str) -> tuple[Estimates, float]:
-    """Return estimates of the distinct responses by models of the other folds, and seconds per fit."""
-    rows = DistinctResponses(log)
-    reward, spread = np.empty(len(rows.responses)), np.empty(len(rows.responses))
+def cross_fitted(log: pa.Table, model: str, embedder: str) -> tuple[Estimates, float]:
+    """Return estimates of the distinct responses by members that have not seen their fold, and seconds of the fit."""
     start = time.perf_counter()
-    for f in range(FOLDS):
-        kept = fold[rows.query[rows.row]] != f
-        fitted = oirl.ResponseRewardModel(model, embedder=embedder).fit(log.filter(pa.array(kept)))
-        here = np.flatnonzero(fold[rows.query] == f)
-        texts = [rows.queries[rows.query[i]] for i in here]
-        found = fitted.estimate(texts, [rows.responses[i] for i in here])
-        reward[here], spread[here] = found.reward, found.spread
-    return Estimates(reward, spread), (time.perf_counter() - start) / FOLDS
+    fitted = oirl.ResponseRewardModel(model, embedder=embedder, folds=FOLDS).fit(log)
+    probability = np.clip(fitted.held_out_.probability, 1e-9, 1 - 1e-9)
+    reward = np.log(probability / (1 - probability))
+    return Estimates(reward, np.zeros(len(reward))), time.perf_counter() - start
 
 
 def prompt_weights(log: pa.Table, fold: np.ndarray) -> Estimates:
@@ -121,14 +115,14 @@ def measure(log: pa.Table, models: dict[str, tuple[str, str]]) -> dict[str, Any]
     best = best_prompt(log, fold)
     found: dict[str, Any] = {}
     for name, (model, embedder) in models.items():
-        estimates, seconds = cross_fitted(log, fold, model, embedder)
-        found[name] = shown(log, estimates, groups, best) | {"seconds_per_fit": round(seconds, 1)}
+        estimates, seconds = cross_fitted(log, model, embedder)
+        found[name] = shown(log, estimates, groups, best) | {"seconds": round(seconds, 1)}
     found["null: weight by prompt"] = shown(log, prompt_weights(log, fold), groups, best)
     null_log = moved(log, 0)
     null_rows = DistinctResponses(null_log)
     null_groups = group_queries(null_rows.queries).labels
     null_fold = assign_folds(null_rows.query_ids, null_groups, FOLDS, 0)
-    null, _ = cross_fitted(null_log, null_fold, "linear", "checks")
+    null, _ = cross_fitted(null_log, "linear", "checks")
     true_log = log.sort_by([("query_id", "ascending"), ("prompt_id", "ascending")])
     found["null: verdicts of other queries"] = shown(true_log, null, null_groups, best_prompt(true_log, null_fold))
     return found

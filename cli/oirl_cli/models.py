@@ -48,11 +48,11 @@ def evaluate(
     check_report(report)
     kind = read_manifest(model).kind
     if kind not in ("prompt-selector", "prompt-reward-model"):
-        given: dict[str, Any] = {"--report": report, "--prices": prices, "--self-check": self_check or None}
+        given: dict[str, Any] = {"--prices": prices, "--self-check": self_check or None}
         given |= {"--estimator": None if estimator == "auto" else estimator}
         for option in [name for name, value in given.items() if value is not None]:
             raise ConfigError(f"{option} is for models of prompts; {model} is a {kind}")
-        _evaluate_responses(model, log, embedder, seed, json_)
+        _evaluate_responses(model, log, embedder, report, seed, json_)
         return
     document = _evaluate_prompts(model, log, embedder, estimator, prices_of(prices), report, self_check, seed)
     if json_:
@@ -94,7 +94,9 @@ def _evaluate_prompts(
     return document
 
 
-def _evaluate_responses(model: Path, log: list[str], embedder: str | None, seed: int, json_: bool) -> None:
+def _evaluate_responses(
+    model: Path, log: list[str], embedder: str | None, report: Path | None, seed: int, json_: bool
+) -> None:
     """Evaluate on verdicts where the source is a log, on pairs where it holds preference pairs."""
     from oirl.evaluation.preferences import evaluate_preferences
     from oirl.evaluation.responses import evaluate_responses
@@ -112,6 +114,11 @@ def _evaluate_responses(model: Path, log: list[str], embedder: str | None, seed:
         else:
             document = evaluate_preferences(loaded, read_pairs(log)).to_dict()
             show = print_preference_evaluation
+        if report:
+            from oirl.evaluation.response_report import write_response_report
+
+            write_response_report(document, report)
+            note(f"{report}: the report")
     if json_:
         print_json(document)
     else:

@@ -159,9 +159,11 @@ def print_preference_evaluation(document: dict[str, Any]) -> None:
     say(f"{document['n_pairs']:,} pairs of {document['n_queries']:,} queries")
     say(f"reward model: {describe_preference_metrics(m)}")
     say(
-        f"preferring the {null['prefers']} response: {percent(null['pair_accuracy'])}; the model is "
-        f"{points(null['gain'])} points better {interval(null['gain_ci_low'], null['gain_ci_high'], points)}"
+        f"preferring the {null['prefers']} response: {percent(null['pair_accuracy'])}; the model's difference to that: "
+        f"{points(null['gain'])} points {interval(null['gain_ci_low'], null['gain_ci_high'], points)}"
     )
+    if null["gain_ci_low"] <= 0:
+        say("these pairs do not show that it knows more than length")
     say(f"rank correlation of reward and length: {_figure(document['length']['correlation'], '+.2f')}")
     for title, key in (("margin", "by_margin"), ("longer by (characters)", "by_length_difference")):
         if document[key]:

@@ -18,12 +18,12 @@ from oirl.logs.groups import group_queries
 from oirl.logs.splits import test_rows
 from oirl.logs.store import conform_table
 from oirl.logs.text import mask_numbers, words
-from oirl.statistics.intervals import MIN_QUERIES, bootstrap_means, percentile_interval, success_interval
+from oirl.statistics.intervals import MIN_QUERIES, bootstrap_means, percentile_interval, reliability_bins
 
 DETAILED = ("query_id", "query", "prompt_id", "prompt", "response", "correct", "answer", "split", "model")
 """The columns of a log that details read."""
 
-_BINS, _STEPS, _DRAWS = 10, 20, 500
+_STEPS, _DRAWS = 20, 500
 _MOST_QUERIES, _MOST_PROMPTS, _CHARACTERS, _BUDGET = 200, 20, 600, 1_200_000
 _FEWEST, _WORDS = 5, 5
 
@@ -74,7 +74,8 @@ def evaluation_details(selector: Selector, log: pa.Table, *, seed: int = 0) -> D
     found = replies_of(
         table, cells, rng, {q: model.prompt_ids_[c] for q, c in zip(cells.query_ids, choice, strict=True)}
     )
-    found.reliability = _reliability(scores[cells.query_index, cells.prompt_index], cells, groups)
+    predicted = scores[cells.query_index, cells.prompt_index]
+    found.reliability = reliability_bins(predicted, cells.rate, cells.runs, groups[cells.query_index])
     runs, successes = cells.matrices()
     complete = complete_queries(runs)
     if complete.sum() >= MIN_QUERIES:
@@ -145,26 +146,6 @@ def replies_of(
 
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length] + "…"
-
-
-def _reliability(predicted: np.ndarray, cells: Cells, groups: np.ndarray) -> list[dict[str, Any]]:
-    which = np.minimum((predicted * _BINS).astype(int), _BINS - 1)
-    found = []
-    for b in range(_BINS):
-        inside = which == b
-        if inside.sum() < _FEWEST:
-            continue
-        mean, low, high = success_interval(cells.rate[inside], groups[cells.query_index[inside]])
-        found.append(
-            {
-                "predicted": float(predicted[inside].mean()),
-                "observed": mean,
-                "ci_low": low,
-                "ci_high": high,
-                "runs": int(cells.runs[inside].sum()),
-            }
-        )
-    return found
 
 
 def _gain_curve(

@@ -65,6 +65,34 @@ def reliability_figure(bins: Sequence[dict[str, Any]]) -> str:
     return _svg(draw, "reliability", height=3.6)
 
 
+def best_of_n_figure(curve: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Return what each way of choosing among N is worth, by KL = log N − (N − 1)/N, with bands; N stands on top.
+
+    Args:
+        curve: Rows with `n`, `kl`, and for each name its value and interval.
+        names: The ways to draw, two with a band first.
+    """
+    styles = [(_ACCENT, "-"), (_MARK, "-"), (_INK, "-"), (_MUTED, "--"), (_MUTED, ":"), (_MUTED, "-.")]
+
+    def draw(axes: Any) -> None:
+        x = [row["kl"] for row in curve]
+        for i, (name, (colour, style)) in enumerate(zip(names, styles, strict=False)):
+            axes.plot(x, [100 * r[name]["value"] for r in curve], color=colour, linestyle=style, label=name)
+            if i < 3:
+                low, high = ([100 * r[name][end] for r in curve] for end in ("ci_low", "ci_high"))
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xlabel("KL of the best of N from the policy (nats, if no rewards tie)")
+        axes.set_ylabel("success (%)")
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+        top = axes.secondary_xaxis("top")
+        marked = [row for row in curve if row["n"] & (row["n"] - 1) == 0]
+        top.set_xticks([row["kl"] for row in marked], [f"N = {row['n']}" for row in marked])
+        top.tick_params(colors=_INK)
+        top.spines["top"].set_visible(False)
+
+    return _svg(draw, "best-of-n", height=4.2)
+
+
 def gain_curve_figure(curve: Sequence[dict[str, Any]], switched: float | None) -> str:
     """Return the gain by the share of queries switched, with its band, and where the selector stands."""
 

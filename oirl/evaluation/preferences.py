@@ -13,7 +13,6 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from oirl.errors import DataError, NotFittedError
-from oirl.evaluation.responses import reliability
 from oirl.logs.pairs import group_pairs, test_pairs, usable_pairs
 from oirl.logs.splits import assign_folds
 from oirl.logs.text import normalise
@@ -26,7 +25,7 @@ from oirl.rewards.preferences import (
     right_share,
 )
 from oirl.rewards.training import SeenQueries
-from oirl.statistics.intervals import MIN_QUERIES, normal_interval, success_interval
+from oirl.statistics.intervals import MIN_QUERIES, normal_interval, reliability_bins, success_interval
 
 _QUARTERS = 4
 _CURVE_FOLDS = 5
@@ -130,7 +129,9 @@ def evaluate_preferences(model: PreferenceModel, pairs: pa.Table) -> PreferenceE
         },
         subsets=_subsets(used["source"].to_pylist(), right, groups),
         agreement=annotator_agreement(used),
-        reliability=reliability(np.r_[probability, 1 - probability], np.r_[one, one], np.r_[one, none]),
+        reliability=reliability_bins(
+            np.r_[probability, 1 - probability], np.r_[one, none], np.r_[one, one], np.r_[groups, groups]
+        ),
         warnings=warnings,
         left_out=dict(left_out),
     )

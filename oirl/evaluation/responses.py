@@ -31,11 +31,11 @@ from oirl.statistics.intervals import (
     bootstrap_counts,
     bootstrap_means,
     percentile_interval,
+    reliability_bins,
     standard_error,
 )
 
 POLICIES = ("random", "best_prompt", "best_of_n", "majority", "weighted_majority", "oracle")
-BINS = 10
 _METRIC_DRAWS = 200
 
 
@@ -61,7 +61,7 @@ class ResponseEvaluation:
         intervals: Name of a metric -> [low, high] of its 95% interval, from resamples of queries.
         null_models: The AUCs of knowing only the response's length, or only the prompt (success in the training log).
         length_correlation: Rank correlation of reward and length, over all responses and within queries.
-        reliability: Predicted and observed success in bins of equal width.
+        reliability: Predicted and observed success (`oirl.statistics.intervals.reliability_bins`).
         best_of_n: What choosing among N is worth (`best_of_n_document`); None where queries have one response.
         warnings: What limits the figures.
         left_out: Reason -> rows that nothing was counted of.
@@ -124,29 +124,13 @@ def evaluate_responses(model: ResponseModel, log: pa.Table, *, seed: int = 0, dr
             "prompt": _prompt_aucs(rows, model.data_["prompts"]),
         },
         length_correlation=length_correlation(estimates.reward, lengths, distinct.query),
-        reliability=reliability(*counted[:3]),
+        reliability=reliability_bins(
+            estimates.probability, distinct.successes / distinct.runs, distinct.runs, grouping.labels[distinct.query]
+        ),
         best_of_n=chosen,
         warnings=warnings + limits,
         left_out=dict(left_out),
     )
-
-
-def reliability(probability: np.ndarray, runs: np.ndarray, successes: np.ndarray) -> list[dict[str, float]]:
-    """Return predicted and observed success of the rows in each bin of predicted probability that holds any."""
-    which = np.minimum((probability * BINS).astype(int), BINS - 1)
-    found = []
-    for b in np.unique(which):
-        n = runs[which == b].sum()
-        found.append(
-            {
-                "low": b / BINS,
-                "high": (b + 1) / BINS,
-                "n": int(n),
-                "predicted": float((probability * runs)[which == b].sum() / n),
-                "observed": float(successes[which == b].sum() / n),
-            }
-        )
-    return found
 
 
 def length_correlation(reward: np.ndarray, length: np.ndarray, query: np.ndarray) -> dict[str, float | None]:

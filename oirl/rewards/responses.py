@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class ResponseRewardModel(ResponseScorer):
 
     Attributes:
         metrics_: Cross-fitted: auc, auc_within_query, brier, brier_skill (against the mean success), ece, log_loss.
+        held_out_: Cross-fitted predictions (`HeldOutResponses`); not saved.
         seen_: The queries learned from.
         data_: What was learned from: fingerprint, counts, success, best single prompt.
         left_out_: Reason -> rows of the log that nothing was learned from.
@@ -85,6 +87,7 @@ class ResponseRewardModel(ResponseScorer):
         probability = np.empty(len(scores))
         for f, platt in enumerate(of_fold):
             probability[fold == f] = apply_platt(scores[fold == f], platt)
+        self.held_out_ = HeldOutResponses(rows, probability, fold, groups)
         self.seen_ = SeenQueries.of(rows.queries)
         self.metrics_ = response_metrics(probability, runs, successes, rows.query, successes.sum() / runs.sum())
         prompts = summarise(cells := make_cells(log), table_fingerprint(log))
@@ -131,6 +134,25 @@ class DistinctResponses:
         self.runs = np.bincount(self.row)
         right = log["correct"].combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
         self.successes = np.bincount(self.row, weights=right).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutResponses:
+    """Predictions for training responses by members of the committee that have seen neither them nor a near duplicate.
+
+    The scale of features, which says nothing of outcomes, is that of all training responses.
+
+    Attributes:
+        rows: The responses.
+        probability: Predicted chance of being right, float (n,).
+        fold: Fold of each, int64 (n,).
+        groups: Group of near duplicates of each one's query, int64 (n,).
+    """
+
+    rows: DistinctResponses
+    probability: np.ndarray
+    fold: np.ndarray
+    groups: np.ndarray
 
 
 def graded_responses(log: pa.Table) -> tuple[pa.Table, Counter[str]]:

@@ -10,6 +10,7 @@ MIN_QUERIES = 20
 """Unlike queries below which a bootstrap is too narrow to be relied upon."""
 _BLOCK = 2**22
 _Z = 1.959964
+_BINS, _FEWEST = 10, 5
 _NO_SPREAD = 1e-9  # what rounding leaves of rates that are all alike
 
 
@@ -81,6 +82,32 @@ def success_interval(rates: np.ndarray, clusters: np.ndarray | None = None) -> t
     half = _Z / (1 + _Z * _Z / tries) * np.sqrt(mean * (1 - mean) / tries + _Z * _Z / (4 * tries * tries))
     # Rounding must not put an end on the other side of the mean.
     return mean, min(mean, max(0.0, float(centre - half))), max(mean, min(1.0, float(centre + half)))
+
+
+def reliability_bins(
+    predicted: np.ndarray, rate: np.ndarray, runs: np.ndarray, clusters: np.ndarray
+) -> list[dict[str, float]]:
+    """Return predicted and observed shares in ten bins of predicted probability; bins of fewer than five are left out.
+
+    Args:
+        predicted: Float (n,) in [0, 1].
+        rate: Observed share of each row, float (n,).
+        runs: Runs behind each row, int (n,).
+        clusters: Cluster of each row, int (n,).
+
+    Returns:
+        For each bin `predicted` and `observed` (means over rows), `ci_low`, `ci_high` and `runs`.
+    """
+    which = np.minimum((predicted * _BINS).astype(int), _BINS - 1)
+    found = []
+    for b in range(_BINS):
+        inside = which == b
+        if inside.sum() < _FEWEST:
+            continue
+        mean, low, high = success_interval(rate[inside], clusters[inside])
+        shares = {"predicted": float(predicted[inside].mean()), "observed": mean, "ci_low": low, "ci_high": high}
+        found.append(shares | {"runs": int(runs[inside].sum())})
+    return found
 
 
 def standard_error(contributions: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
