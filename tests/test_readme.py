@@ -29,7 +29,8 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     rows = make_log(120).select(["query", "prompt", "correct"]).to_pylist()
-    graded = [json.dumps(row | {"response": "is 4", "answer": "4"}) for row in rows]
+    said = [f"{i % 3} + {4 - i % 3} is {4 if row['correct'] else 5}" for i, row in enumerate(rows)]
+    graded = [json.dumps(row | {"response": r, "answer": "4"}) for row, r in zip(rows, said, strict=True)]
     (tmp_path / "runs.jsonl").write_text("\n".join(graded))
     cells = [f'"{query}",p {i % 2},x,{i % 2}' for i, query in enumerate(make_queries(9))]
     (tmp_path / "runs.csv").write_text("\n".join(["question,prompt,output,correct", *cells]))
