@@ -20,6 +20,8 @@ _PUBLIC = {
     "ResponseRewardModel": "oirl.rewards.responses",
     "audit": "oirl.evaluation.audit",
     "evaluate": "oirl.evaluation.evaluate",
+    "evaluate_preferences": "oirl.evaluation.preferences",
+    "evaluate_responses": "oirl.evaluation.responses",
     "export_log": "oirl.logs.exporting.pipeline",
     "import_log": "oirl.logs.importing.pipeline",
     "load": "oirl.rewards.saving",
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from oirl.errors import OirlError as OirlError
     from oirl.evaluation.audit import audit as audit
     from oirl.evaluation.evaluate import evaluate as evaluate
+    from oirl.evaluation.preferences import evaluate_preferences as evaluate_preferences
+    from oirl.evaluation.responses import evaluate_responses as evaluate_responses
     from oirl.logs.exporting.pipeline import export_log as export_log
     from oirl.logs.importing.pipeline import import_log as import_log
     from oirl.logs.pairs import make_pairs as make_pairs

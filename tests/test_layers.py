@@ -36,6 +36,7 @@ PURE = [
     "oirl/rewards/calibration.py",
     "oirl/rewards/features.py",
     "oirl/rewards/objectives.py",
+    "oirl/rewards/logistic.py",
     "oirl/rewards/arithmetic.py",
     "oirl/rewards/response_checks.py",
     "oirl/evaluation/best_of_n.py",

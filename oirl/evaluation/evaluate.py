@@ -124,7 +124,10 @@ def evaluate(
         ConfigError: If the seed is negative, or the log does not allow the estimator.
     """
     if not hasattr(selector, "model_"):
-        raise NotFittedError("evaluate needs a fitted oirl.PromptSelector: call fit(log), or oirl.load(folder), first")
+        raise NotFittedError(
+            "evaluate needs a fitted oirl.PromptSelector: call fit(log), or oirl.load(folder), first; models of "
+            "responses have oirl.evaluate_responses and oirl.evaluate_preferences"
+        )
     check_seed(seed)
     if estimator not in ("auto", *ESTIMATORS):
         raise ConfigError(f"unknown estimator {estimator!r}; known: auto, {', '.join(ESTIMATORS)}")

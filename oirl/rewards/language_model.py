@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy.special import expit
 
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, require
 from oirl.logs.pairs import group_pairs, usable_pairs
@@ -139,7 +140,7 @@ class LanguageModelRewardModel:
         one, none = np.ones(len(difference), dtype=np.int64), np.zeros(len(difference), dtype=np.int64)
         slope, _ = fit_platt(np.r_[difference, -difference], np.r_[one, one], np.r_[one, none])
         self._scale = (slope, -slope * float(rewards.mean()))
-        self.metrics_ = preference_metrics(1 / (1 + np.exp(-slope * difference)), grouping.labels[held_out])
+        self.metrics_ = preference_metrics(expit(slope * difference), grouping.labels[held_out])
         self.warnings_ = [w for w in [grouping.warning()] if w]
         self.warnings_.append("its metrics and its calibration come from the same held-out pairs, a tenth of all")
         self.seen_ = SeenQueries.of(rows.queries)

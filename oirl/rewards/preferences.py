@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.special import expit
 
 from oirl.errors import ConfigError, DataError
 from oirl.logs.pairs import group_pairs, usable_pairs
@@ -109,7 +110,7 @@ class BradleyTerryRewardModel(ResponseScorer):
         both = (np.r_[difference, -difference], np.r_[ones, ones], np.r_[ones, none], np.r_[fold, fold])
         self._platt, of_fold = cross_fit_platt(*both)
         slopes = np.array([slope for slope, _ in of_fold])
-        return np.asarray(1 / (1 + np.exp(-slopes[fold] * difference)))
+        return np.asarray(expit(slopes[fold] * difference))
 
     @classmethod
     def _restore(cls, manifest: Any, arrays: Any, embedder: Any) -> BradleyTerryRewardModel:
