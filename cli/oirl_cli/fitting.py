@@ -191,7 +191,9 @@ def _fit_language_model(
         model = LanguageModelRewardModel(base, margin=margin, seed=common["seed"], **parameters)
         model.fit(pairs, checkpoints=checkpoints)
         model.save(out)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    if not model.is_main:
+        raise typer.Exit  # the first process says what there is to say
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
     def summary() -> None:
         data = model.data_

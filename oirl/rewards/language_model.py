@@ -11,17 +11,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import expit
 
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, require
 from oirl.logs.pairs import group_pairs, usable_pairs
-from oirl.logs.splits import assign_test
+from oirl.logs.splits import assign_folds, assign_test
 from oirl.logs.store import table_fingerprint
 from oirl.rewards.base import Estimates
-from oirl.rewards.calibration import fit_platt
 from oirl.rewards.encoding import by_length, encode, load_language_model, load_tokenizer, pad, padding_id, token_limit
 from oirl.rewards.learners import check_above_zero
-from oirl.rewards.preferences import PairedResponses, conform_pairs, longer_preferred, pair_margins, preference_metrics
+from oirl.rewards.preferences import (
+    PairedResponses,
+    calibrate_differences,
+    conform_pairs,
+    longer_preferred,
+    pair_margins,
+    preference_metrics,
+)
 from oirl.rewards.saving import read_arrays, read_manifest, save_folder, sound_state
 from oirl.rewards.training import SeenQueries, check_seed
 
@@ -63,6 +68,8 @@ class LanguageModelRewardModel:
     """
 
     kind = "language-model-reward-model"
+    is_main = True
+    """Whether this process is the only one, or the first of those that `accelerate launch` has started."""
 
     def __init__(
         self,
@@ -137,12 +144,14 @@ class LanguageModelRewardModel:
         rows = PairedResponses(pairs)
         rewards = self._rewards(rows.queries, rows.responses).mean(axis=1)
         difference = (rewards[rows.chosen] - rewards[rows.rejected])[held_out]
-        one, none = np.ones(len(difference), dtype=np.int64), np.zeros(len(difference), dtype=np.int64)
-        slope, _ = fit_platt(np.r_[difference, -difference], np.r_[one, one], np.r_[one, none])
+        groups = grouping.labels[held_out]
+        keys = pairs.filter(pa.array(held_out))["pair_id"].to_pylist()
+        # The metrics of each half of the held-out pairs are with the slope of the other half.
+        halves = assign_folds(keys, groups, min(2, len(np.unique(groups))), self.seed)
+        slope, probability = calibrate_differences(difference, halves)
         self._scale = (slope, -slope * float(rewards.mean()))
-        self.metrics_ = preference_metrics(expit(slope * difference), grouping.labels[held_out])
+        self.metrics_ = preference_metrics(probability, groups)
         self.warnings_ = [w for w in [grouping.warning()] if w]
-        self.warnings_.append("its metrics and its calibration come from the same held-out pairs, a tenth of all")
         self.seen_ = SeenQueries.of(rows.queries)
         self.data_ = {
             "fingerprint": table_fingerprint(pairs),
@@ -167,8 +176,13 @@ class LanguageModelRewardModel:
         return self.estimate(queries, responses).reward
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to a folder, whole or not at all; of LoRA the adapters only, beside the name of the base."""
+        """Write the model to a folder, whole or not at all; of LoRA the adapters only, beside the name of the base.
+
+        Of several processes that have trained it together, the first one writes.
+        """
         self._fitted()
+        if not self.is_main:
+            return
         arrays = {"head": self._model.head.weight.detach().cpu().numpy()}
         arrays |= {"seen.texts": self.seen_.texts, "seen.wordings": self.seen_.wordings}
         manifest = {
@@ -276,7 +290,7 @@ class LanguageModelRewardModel:
         key = hashlib.sha256(json.dumps([self.get_params(), table_fingerprint(pairs)]).encode()).hexdigest()
         folder = None if checkpoints is None else Path(checkpoints)
         data = Pairs(sides[0], sides[1], margin, weights)
-        self._model = train(self._model, data, how, padding_id(self._tokenizer), folder, key)
+        self._model, self.is_main = train(self._model, data, how, padding_id(self._tokenizer), folder, key)
 
     def _rewards(self, queries: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Return the uncalibrated reward of each response by each head, float64 (n, heads)."""

@@ -88,9 +88,9 @@ class BradleyTerryRewardModel(ResponseScorer):
         scores, fold = self._learn(rows.queries, rows.responses, target, of_row, rows.queries)
         difference = scores[rows.chosen] - scores[rows.rejected]
         of_pair = fold[rows.chosen]
-        probability = self._calibrate(difference, of_pair)
+        slope, probability = calibrate_differences(difference, of_pair)
         # Rewards are free up to a constant: the mean over the training responses is set to 0.
-        self._platt = (self._platt[0], -self._platt[0] * float(scores.mean()))
+        self._platt = (slope, -slope * float(scores.mean()))
         self.warnings_ = [w for w in [grouping.warning()] if w]
         self.seen_ = SeenQueries.of(rows.queries)
         self.metrics_ = preference_metrics(probability, groups)
@@ -102,15 +102,6 @@ class BradleyTerryRewardModel(ResponseScorer):
             "longer_preferred": longer_preferred(pairs),
         }
         return self
-
-    def _calibrate(self, difference: np.ndarray, fold: np.ndarray) -> np.ndarray:
-        """Learn the slope from cross-fitted differences; return P(chosen preferred) by the other folds' slopes."""
-        # Each pair in both orders makes the intercept 0.
-        ones, none = np.ones(len(difference), dtype=np.int64), np.zeros(len(difference), dtype=np.int64)
-        both = (np.r_[difference, -difference], np.r_[ones, ones], np.r_[ones, none], np.r_[fold, fold])
-        self._platt, of_fold = cross_fit_platt(*both)
-        slopes = np.array([slope for slope, _ in of_fold])
-        return np.asarray(expit(slopes[fold] * difference))
 
     @classmethod
     def _restore(cls, manifest: Any, arrays: Any, embedder: Any) -> BradleyTerryRewardModel:
@@ -149,6 +140,21 @@ def conform_pairs(pairs: pa.Table) -> pa.Table:
     """
     batches = [conform(batch, "the table of pairs", PREFERENCE_SCHEMA) for batch in pairs.to_batches()]
     return pa.Table.from_batches(batches, PREFERENCE_SCHEMA)
+
+
+def calibrate_differences(difference: np.ndarray, fold: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the slope of P(chosen preferred) = σ(slope · (s₊ − s₋)), and that probability by the other folds' slopes.
+
+    Args:
+        difference: s₊ − s₋ of each pair, by a model that has not seen it, float (m,).
+        fold: Fold of each pair, int (m,), from 0.
+    """
+    # Each pair in both orders makes the intercept 0.
+    ones, none = np.ones(len(difference), dtype=np.int64), np.zeros(len(difference), dtype=np.int64)
+    both = (np.r_[difference, -difference], np.r_[ones, ones], np.r_[ones, none], np.r_[fold, fold])
+    (slope, _), of_fold = cross_fit_platt(*both)
+    slopes = np.array([s for s, _ in of_fold])
+    return slope, np.asarray(expit(slopes[fold] * difference))
 
 
 def pair_margins(pairs: pa.Table, margin: str) -> np.ndarray | None:

@@ -119,7 +119,7 @@ class ScalarHeads(nn.Module):
 
 def train(
     model: ScalarHeads, pairs: Pairs, how: Training, fill: int, checkpoints: Path | None, key: str
-) -> ScalarHeads:
+) -> tuple[ScalarHeads, bool]:
     """Train by AdamW with a warm-up of a twentieth of the steps and linear decay, on as many devices as there are.
 
     Started by `accelerate launch`, every process takes its share of each batch. A run that was stopped goes on from its
@@ -132,6 +132,9 @@ def train(
         fill: Id to pad with.
         checkpoints: Folder for checkpoints; none are written when None.
         key: Names the run: checkpoints of another one are refused.
+
+    Returns:
+        The trained model, and whether this is the first, or only, process.
 
     Raises:
         ConfigError: If `checkpoints` holds those of another run.
@@ -164,7 +167,7 @@ def train(
         if checkpoints is not None and (step + 1) % how.save_every == 0 and step + 1 < steps:
             _save(accelerator, checkpoints, key, step + 1, schedule)
     trained_model: ScalarHeads = accelerator.unwrap_model(prepared)
-    return trained_model.eval()
+    return trained_model.eval(), bool(accelerator.is_main_process)
 
 
 def _step(accelerator: Any, prepared: Any, pairs: Pairs, own: np.ndarray, how: Training, fill: int) -> dict[str, float]:
