@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ from oirl.logs.checkers import numeric
 from oirl.logs.groups import group_queries
 from oirl.logs.splits import assign_folds
 from oirl.rewards.base import Estimates
+from oirl.rewards.calibration import cross_fit_platt
+from oirl.rewards.committee import fit_committee
+from oirl.rewards.learners import LinearLearner, Verdicts
+from oirl.rewards.response_checks import CHECKS, check_response
 from oirl.rewards.responses import RESPONSE_COLUMNS, DistinctResponses, response_metrics
 from oirl.statistics.intervals import normal_interval
 
@@ -49,6 +54,21 @@ def cross_fitted(log: pa.Table, model: str, embedder: str) -> tuple[Estimates, f
     probability = np.clip(fitted.held_out_.probability, 1e-9, 1 - 1e-9)
     reward = np.log(probability / (1 - probability))
     return Estimates(reward, np.zeros(len(reward))), time.perf_counter() - start
+
+
+def ablated(log: pa.Table, names: Sequence[str], fold: np.ndarray, groups: np.ndarray) -> Estimates:
+    """Return estimates by the default learner on some of the checks alone."""
+    rows = DistinctResponses(log)
+    texts = [rows.queries[q] for q in rows.query]
+    checks = np.array([check_response(q, r) for q, r in zip(texts, rows.responses, strict=True)])
+    kept = checks[:, [CHECKS.index(name) for name in names]]
+    z = np.clip((kept - kept.mean(axis=0)) / np.maximum(kept.std(axis=0), 1e-9), -5, 5).astype(np.float32)
+    target = Verdicts(rows.runs, rows.successes)
+    of_row = fold[rows.query]
+    _, scores = fit_committee(LinearLearner(), z, target, of_row, groups[rows.query], 0)
+    _, of_fold = cross_fit_platt(scores, rows.runs, rows.successes, of_row)
+    slopes, intercepts = np.array(of_fold).T
+    return Estimates(slopes[of_row] * scores + intercepts[of_row], np.zeros(len(scores)))
 
 
 def prompt_weights(log: pa.Table, fold: np.ndarray) -> Estimates:
@@ -117,6 +137,10 @@ def measure(log: pa.Table, models: dict[str, tuple[str, str]]) -> dict[str, Any]
     for name, (model, embedder) in models.items():
         estimates, seconds = cross_fitted(log, model, embedder)
         found[name] = shown(log, estimates, groups, best) | {"seconds": round(seconds, 1)}
+    calculations = CHECKS[CHECKS.index("equations") :]
+    others = CHECKS[: CHECKS.index("equations")]
+    for name, kept in (("form and numbers", others), ("calculations", calculations)):
+        found[f"linear on checks of {name} alone"] = shown(log, ablated(log, kept, fold, groups), groups, best)
     found["null: weight by prompt"] = shown(log, prompt_weights(log, fold), groups, best)
     null_log = moved(log, 0)
     null_rows = DistinctResponses(null_log)
