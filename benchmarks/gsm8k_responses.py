@@ -3,11 +3,12 @@
 The test part of the Prompt-OIRL log: 1,000 queries, one reply under each of 16 prompts. Ten folds by groups of near
 duplicates; each reply is scored by a model that has learned from the other nine. Choosing among all 16 is compared with
 a random reply, the best single prompt of the other folds, the majority vote and, as nulls, a vote weighted by each
-prompt's success, and a model that learned from verdicts moved to other queries as whole blocks.
+prompt's success, and models that learned from verdicts moved to other queries as whole blocks (which keeps what
+prompts are worth). Intervals are those of queries; what another draw of folds or moves would change is not in them.
 
 Twice: with the verdicts as logged (last number of the reply against last number of the gold answer), and as regraded by
 oirl's numeric checker, since what predicts a verdict may be how the answer is written rather than whether it is right.
-Intervals are paired and clustered by query; they do not hold what another cut of folds would change.
+Intervals are paired and clustered by query.
 
 Run: python benchmarks/gsm8k_responses.py [--data FOLDER] [--tfidf]
 """
@@ -39,7 +40,7 @@ from oirl.rewards.response_checks import CHECKS, check_response
 from oirl.rewards.responses import RESPONSE_COLUMNS, DistinctResponses, response_metrics
 from oirl.statistics.intervals import normal_interval
 
-FOLDS = 10
+FOLDS, NULLS = 10, 5
 MODELS = {
     "linear on checks (default)": ("linear", "checks"),
     "xgboost on checks": ("xgboost", "checks"),
@@ -116,6 +117,23 @@ def shown(log: pa.Table, estimates: Estimates, groups: np.ndarray, best: np.ndar
     }
 
 
+def moved_nulls(log: pa.Table) -> dict[str, Any]:
+    """Return what models gain that learned from moved verdicts: mean and range over several ways to move them."""
+    true_log = log.sort_by([("query_id", "ascending"), ("prompt_id", "ascending")])
+    gains: dict[str, list[float]] = {}
+    for seed in range(NULLS):
+        null_log = moved(log, seed)
+        rows = DistinctResponses(null_log)
+        groups = group_queries(rows.queries).labels
+        fold = assign_folds(rows.query_ids, groups, FOLDS, 0)
+        estimates, _ = cross_fitted(null_log, "linear", "checks")
+        policies = shown(true_log, estimates, groups, best_prompt(true_log, fold))["choosing among 16"]
+        for name in ("best_of_n", "weighted_majority"):
+            gains.setdefault(f"{name} over majority", []).append(policies[name]["over_majority"])
+            gains.setdefault(f"{name} over a random one", []).append(policies[name]["gain"])
+    return {name: {"mean": round(float(np.mean(v)), 4), "from": min(v), "to": max(v)} for name, v in gains.items()}
+
+
 def best_prompt(log: pa.Table, fold: np.ndarray) -> np.ndarray:
     """Return each query's verdict under the best single prompt of the other folds, float (Q,)."""
     rows = DistinctResponses(log)
@@ -142,13 +160,7 @@ def measure(log: pa.Table, models: dict[str, tuple[str, str]]) -> dict[str, Any]
     for name, kept in (("form and numbers", others), ("calculations", calculations)):
         found[f"linear on checks of {name} alone"] = shown(log, ablated(log, kept, fold, groups), groups, best)
     found["null: weight by prompt"] = shown(log, prompt_weights(log, fold), groups, best)
-    null_log = moved(log, 0)
-    null_rows = DistinctResponses(null_log)
-    null_groups = group_queries(null_rows.queries).labels
-    null_fold = assign_folds(null_rows.query_ids, null_groups, FOLDS, 0)
-    null, _ = cross_fitted(null_log, "linear", "checks")
-    true_log = log.sort_by([("query_id", "ascending"), ("prompt_id", "ascending")])
-    found["null: verdicts of other queries"] = shown(true_log, null, null_groups, best_prompt(true_log, null_fold))
+    found[f"null: verdicts of other queries, {NULLS} draws"] = moved_nulls(log)
     return found
 
 

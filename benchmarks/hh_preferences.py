@@ -77,7 +77,7 @@ def measure(pairs: pa.Table, groups: np.ndarray, fold: np.ndarray, fit: Fit) -> 
         by_length[fold == f] = longer(test) * np.sign(right_share(longer(train)).mean() - 0.5)
     right, null = right_share(difference), right_share(by_length)
     low, high = normal_interval(right - null, groups)
-    metrics = preference_metrics(1 / (1 + np.exp(-difference)), groups)
+    metrics = preference_metrics(difference, 1 / (1 + np.exp(-difference)), groups)
     return {
         "pair_accuracy": round(float(right.mean()), 4),
         "interval": [round(float(metrics[k]), 4) for k in ("ci_low", "ci_high")],

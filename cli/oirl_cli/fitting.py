@@ -73,6 +73,8 @@ def fit(
     for option, value in given.items():
         if value is not None and _ONLY[option] != target:
             raise ConfigError(f"{option} goes with --target {_ONLY[option]}, not with --target {target}")
+    if model and model.partition(":")[0] == "language-model" and target != "preference":
+        raise ConfigError(f"--model {model} goes with --target preference, not with --target {target}")
     common = {"folds": folds, "seed": seed, "params": parse_parameters(set_)}
     if target == "prompt":
         summary = _fit_prompts(log, out, model, embedder, actions or "prompt", prices_of(prices), common)

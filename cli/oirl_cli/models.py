@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from oirl.errors import ConfigError
-from oirl_cli.output import check_report, interval, note, percent, points, print_json, print_table, say, working
+from oirl_cli.output import (
+    check_report,
+    interval,
+    note,
+    percent,
+    points,
+    print_json,
+    print_row,
+    print_table,
+    say,
+    working,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -104,8 +115,10 @@ def _evaluate_responses(
     from oirl.logs.store import read_log, record_of
     from oirl.rewards.responses import RESPONSE_COLUMNS
     from oirl.rewards.saving import load
+    from oirl.rewards.training import check_seed
     from oirl_cli.responses import print_preference_evaluation, print_response_evaluation
 
+    check_seed(seed)
     with working(f"evaluating {model}"):
         loaded = load(model, embedder=embedder)
         if loaded.kind == "response-reward-model" and record_of(log) == "interactions":
@@ -310,11 +323,9 @@ def _print_self_check(check: dict[str, Any]) -> None:
 
 
 def _print_selection(rows: list[dict[str, Any]], deployment: Any) -> None:
-    import json
-
     if not sys.stdout.isatty():
         for row in rows:
-            say(json.dumps(row, ensure_ascii=False))
+            print_row(row)
         return
     print_selection(rows)
     if not any(row.get("extrapolation") for row in rows):

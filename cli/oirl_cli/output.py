@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oirl.errors import ConfigError
-from oirl.logs.text import printable
+from oirl.logs.text import plain_json, printable
 
 
 def print_json(document: Any) -> None:
@@ -23,6 +23,11 @@ def print_json(document: Any) -> None:
 def say(text: str = "") -> None:
     """Print a line on stdout; what stands in a log must not command the terminal."""
     print(printable(text))
+
+
+def print_row(row: Any) -> None:
+    """Print one JSON document on one line of stdout."""
+    print(plain_json(json.dumps(row, ensure_ascii=False, allow_nan=False)))
 
 
 def note(text: str) -> None:

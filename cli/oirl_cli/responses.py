@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from oirl.errors import ConfigError
-from oirl_cli.output import interval, note, percent, points, print_json, print_table, say, shorten, working
+from oirl_cli.output import interval, note, percent, points, print_json, print_row, print_table, say, shorten, working
 
 
 def register(app: typer.Typer) -> None:
@@ -37,10 +36,14 @@ def rank(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
     """Rank the candidate responses of each query, and choose one: best-of-N, or a vote."""
-    from oirl.logs.queries import parse_candidate_lines, read_candidates, write_rows
+    from oirl.logs.queries import check_rows_file, parse_candidate_lines, read_candidates, write_rows
     from oirl.rewards.saving import load
     from oirl.selection.ranking import rank as run
 
+    if out is not None:
+        check_rows_file(out)
+        if in_ != "-" and out.resolve() == Path(in_).resolve():
+            raise ConfigError(f"--out {out} is also the input; name another file")
     with working(f"ranking with {model}"):
         if in_ == "-":
             ids, queries, responses, without = parse_candidate_lines(sys.stdin, "stdin")
@@ -65,7 +68,7 @@ def rank(
 def _print_rankings(rows: list[dict[str, Any]]) -> None:
     if not sys.stdout.isatty():
         for row in rows:
-            say(json.dumps(row, ensure_ascii=False))
+            print_row(row)
         return
     print_table(
         ["query", "candidates", "score", "chosen"],
@@ -115,6 +118,7 @@ def print_response_evaluation(document: dict[str, Any]) -> None:
     say(f"{document['n_rows']:,} responses to {document['n_queries']:,} queries")
     say(f"reward model: {describe_response_metrics(document['model'])}")
     for name, aucs in document["null_models"].items():
+        name = f"{aucs['prefers']} ones" if "prefers" in aucs else name
         say(f"{name} alone: AUC {_figure(aucs['auc'])} (within query {_figure(aucs['auc_within_query'])})")
     lengths = document["length_correlation"]
     say(f"rank correlation of reward and length: {_figure(lengths['all'], '+.2f')}")
@@ -142,6 +146,11 @@ def print_best_of_n(chosen: dict[str, Any]) -> None:
             for name, p in chosen["policies"].items()
         ],
     )
+    sure = chosen["chosen"]
+    say(
+        f"the response with the highest reward gets a score of {percent(sure['score'])} on average and is right in "
+        f"{percent(sure['success'])} {interval(sure['ci_low'], sure['ci_high'])}"
+    )
     curve = [row for row in chosen["curve"] if row["n"] & (row["n"] - 1) == 0 or row["n"] == chosen["n"]]
     names = ["best_of_n", "majority", "weighted_majority", "oracle"]
     print_table(
@@ -162,7 +171,9 @@ def print_preference_evaluation(document: dict[str, Any]) -> None:
         f"preferring the {null['prefers']} response: {percent(null['pair_accuracy'])}; the model's difference to that: "
         f"{points(null['gain'])} points {interval(null['gain_ci_low'], null['gain_ci_high'], points)}"
     )
-    if null["gain_ci_low"] <= 0:
+    if null["gain_ci_high"] < 0:
+        say("these pairs show that it knows less than length alone")
+    elif null["gain_ci_low"] <= 0:
         say("these pairs do not show that it knows more than length")
     say(f"rank correlation of reward and length: {_figure(document['length']['correlation'], '+.2f')}")
     for title, key in (("margin", "by_margin"), ("longer by (characters)", "by_length_difference")):

@@ -76,10 +76,9 @@ def expected_of_best(reward: np.ndarray, value: np.ndarray, sizes: Sequence[int]
 def expected_of_vote(
     candidates: Candidates, weight: np.ndarray, size: int, rng: np.random.Generator, draws: int = 64
 ) -> np.ndarray:
-    """Return the expected gold of the answer with the most votes among N responses, ties broken at random, float (Q,).
+    """Return the expected gold of a random response among those of N that give the answer with the most votes, (Q,).
 
-    An answer is worth the mean gold of all responses that give it. Responses without an answer have no vote; where none
-    has one, a random response is taken.
+    Ties are broken at random. Responses without an answer have no vote; where none has one, a random response is taken.
 
     Args:
         candidates: The responses.
@@ -88,24 +87,41 @@ def expected_of_vote(
         rng: Draws the subsets.
         draws: Subsets per query; with N = M, or N = 1, there is nothing to draw.
     """
-    count = candidates.gold.shape[1]
+    c = candidates
     if size == 1:
-        return candidates.gold.mean(axis=1)
-    # A response without an answer votes for a class of its own that weighs nothing.
-    answers = np.arange(candidates.answer.max(initial=0) + 1)
-    gives = candidates.answer[:, :, None] == answers
-    worth = np.einsum("qm,qma->qa", candidates.gold, gives) / np.maximum(gives.sum(axis=1), 1)
-    total = np.zeros(len(candidates.gold))
-    draws = 1 if size == count else draws
+        return c.gold.mean(axis=1)
+    answers = np.arange(c.answer.max(initial=0) + 1)
+    gives = (c.answer[:, :, None] == answers).astype(float)
+    total, draws = np.zeros(len(c.gold)), 1 if size == c.gold.shape[1] else draws
     for _ in range(draws):
-        taken = np.ones(candidates.gold.shape) if size == count else _subset(candidates.gold.shape, size, rng)
-        votes = np.einsum("qm,qma->qa", weight * taken, gives)
-        most = votes.max(axis=1, keepdims=True)
-        first = (votes >= most * (1 - _SAME)) & (most > 0)
+        taken = _subset(c.gold.shape, size, rng)
+        first = _winners(weight * taken, gives)
+        counts = np.einsum("qm,qma->qa", taken, gives)
+        worth = np.einsum("qm,qma->qa", c.gold * taken, gives) / np.maximum(counts, 1)
         tied = first.sum(axis=1)
-        won = (worth * first).sum(axis=1) / np.maximum(tied, 1)
-        by_chance = (candidates.gold * taken).sum(axis=1) / taken.sum(axis=1)
-        total += np.where(tied > 0, won, by_chance)
+        by_chance = (c.gold * taken).sum(axis=1) / size
+        total += np.where(tied > 0, (worth * first).sum(axis=1) / np.maximum(tied, 1), by_chance)
+    return total / draws
+
+
+def expected_of_weighted_vote(
+    candidates: Candidates, size: int, rng: np.random.Generator, draws: int = 64
+) -> np.ndarray:
+    """Return the expected gold of the best by reward among those of N that give the weightiest answer, float (Q,).
+
+    So does `oirl.rank` choose: each response votes with its weight, and tied answers go by reward, as all do where none
+    of the responses gives an answer. Arguments as for `expected_of_vote`.
+    """
+    c = candidates
+    gives = (c.answer[:, :, None] == np.arange(c.answer.max(initial=0) + 1)).astype(float)
+    total, draws = np.zeros(len(c.gold)), 1 if size == c.gold.shape[1] else draws
+    for _ in range(draws):
+        taken = _subset(c.gold.shape, size, rng)
+        first = _winners(c.weight * taken, gives)
+        voted = np.einsum("qa,qma->qm", first, gives) > 0
+        eligible = (taken > 0) & (voted | ~first.any(axis=1, keepdims=True))
+        best = np.where(eligible, c.reward, -np.inf).argmax(axis=1)
+        total += c.gold[np.arange(len(best)), best]
     return total / draws
 
 
@@ -117,20 +133,19 @@ def curves(candidates: Candidates, sizes: Sequence[int], rng: np.random.Generato
         `random`, `oracle` (gold of the best by gold), `majority`, `weighted_majority`.
     """
     c = candidates
+    # Both votes see the same subsets, so that their difference is not noise.
     state = rng.integers(2**63)
-
-    def votes(weight: np.ndarray) -> np.ndarray:
-        # Both votes see the same subsets, so that their difference is not noise.
-        own = np.random.default_rng(state)
-        return np.stack([expected_of_vote(c, weight, n, own) for n in sizes], axis=1)
-
+    own = np.random.default_rng(state)
+    majority = np.stack([expected_of_vote(c, np.ones_like(c.weight), n, own) for n in sizes], axis=1)
+    own = np.random.default_rng(state)
+    weighted = np.stack([expected_of_weighted_vote(c, n, own) for n in sizes], axis=1)
     return {
         "proxy": expected_of_best(c.reward, c.reward, sizes),
         "best_of_n": expected_of_best(c.reward, c.gold, sizes),
         "random": np.repeat(c.gold.mean(axis=1, keepdims=True), len(sizes), axis=1),
         "oracle": expected_of_best(c.gold, c.gold, sizes),
-        "majority": votes(np.ones_like(c.weight)),
-        "weighted_majority": votes(c.weight),
+        "majority": majority,
+        "weighted_majority": weighted,
     }
 
 
@@ -180,7 +195,16 @@ def turns_down(
     return best, float(loss.mean())
 
 
+def _winners(votes: np.ndarray, gives: np.ndarray) -> np.ndarray:
+    """Return which answers have the most votes, bool (Q, A); none where nobody votes."""
+    sums = np.einsum("qm,qma->qa", votes, gives)
+    most = sums.max(axis=1, keepdims=True)
+    return np.asarray((sums >= most * (1 - _SAME)) & (most > 0))
+
+
 def _subset(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> np.ndarray:
+    if size == shape[1]:
+        return np.ones(shape)
     picks = rng.random(shape).argpartition(size - 1, axis=1)[:, :size]
     taken = np.zeros(shape)
     np.put_along_axis(taken, picks, 1.0, axis=1)

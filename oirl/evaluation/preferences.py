@@ -114,13 +114,14 @@ def evaluate_preferences(model: PreferenceModel, pairs: pa.Table) -> PreferenceE
     longer = lengths[rows.chosen] - lengths[rows.rejected]
     known = used["margin"].combine_chunks().to_numpy(zero_copy_only=False).astype(np.float64)
     probability = expit(difference)
+    metrics = preference_metrics(difference, probability, groups)
     one, none = np.ones(len(used), dtype=np.int64), np.zeros(len(used), dtype=np.int64)
     return PreferenceEvaluation(
         n_pairs=len(used),
         n_queries=len(set(rows.queries)),
-        model=preference_metrics(probability, groups) | {"n_pairs": len(used), "ties": float((difference == 0).mean())},
+        model=metrics | {"n_pairs": len(used), "ties": float((difference == 0).mean())},
         null_models={"length": _length_null(longer, right, groups, model.data_.get("longer_preferred", 1.0))},
-        by_margin=_by_quarter(known, right, groups) if not np.isnan(known).any() else [],
+        by_margin=_by_quarter(known, right, groups) if np.isfinite(known).all() else [],
         by_length_difference=_by_quarter(longer, right, groups),
         length={
             "correlation": float(spearmanr(reward, lengths).statistic) if np.ptp(reward) and np.ptp(lengths) else None,
@@ -148,7 +149,11 @@ def annotator_agreement(pairs: pa.Table) -> dict[str, Any] | None:
         judgments; None where no comparison was judged twice.
     """
     votes: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
-    for row in pairs.select(["query", "chosen", "rejected"]).to_pylist():
+    seen: set[str] = set()
+    for row in pairs.select(["pair_id", "query", "chosen", "rejected"]).to_pylist():
+        if row["pair_id"] in seen:  # the same judgment again is no second one
+            continue
+        seen.add(row["pair_id"])
         both = (normalise(row["chosen"]), normalise(row["rejected"]))
         votes[normalise(row["query"]), min(both), max(both)][both[0]] += 1
     repeated = [list(c.values()) for c in votes.values() if sum(c.values()) > 1]
@@ -212,6 +217,8 @@ def _length_null(longer: np.ndarray, right: np.ndarray, groups: np.ndarray, shar
     by_length = right_share(longer if share >= 0.5 else -longer)
     gain = right - by_length
     low, high = normal_interval(gain, groups)
+    if np.isnan(low):  # one group has no spread to go by
+        low, high = np.array(-1.0), np.array(1.0)
     return _accuracy(by_length, groups) | {
         "prefers": "longer" if share >= 0.5 else "shorter",
         "gain": float(gain.mean()),

@@ -70,7 +70,8 @@ def _response_body(d: dict[str, Any]) -> list[str]:
     m, low_high = d["model"], d["intervals"]
     verdict = [
         f"Of a right and a wrong response to one query, the model puts {in_bold(as_percent(m['auc_within_query']))} in "
-        f"order (length alone {as_percent(d['null_models']['length']['auc_within_query'])}, the prompt alone "
+        f"order (preferring the {d['null_models']['length']['prefers']} one "
+        f"{as_percent(d['null_models']['length']['auc_within_query'])}, the prompt alone "
         f"{as_percent(d['null_models']['prompt']['auc_within_query'])})."
     ]
     parts = []
@@ -82,6 +83,11 @@ def _response_body(d: dict[str, Any]) -> list[str]:
             f"{in_bold(as_percent(best['value']))} of {chosen['n_queries']:,} queries, {_over(best, 'over_majority')} "
             f"points over the majority vote; a vote weighted by the model is right in "
             f"{in_bold(as_percent(vote['value']))}, {_over(vote, 'over_majority')} points over it."
+        )
+        sure = chosen["chosen"]
+        verdict.append(
+            f"To the response with the highest reward oirl rank gives a score of {as_percent(sure['score'])}, on "
+            f"average; it is right in {as_percent(sure['success'])} {as_interval(sure['ci_low'], sure['ci_high'])}."
         )
         parts = _best_of_n(chosen)
     rows = [[name, as_number(value), _ends(low_high.get(name))] for name, value in m.items()]
@@ -124,7 +130,7 @@ def _preference_body(d: dict[str, Any]) -> list[str]:
         f"The chosen response has the higher reward in {in_bold(as_percent(m['pair_accuracy']))} of {d['n_pairs']:,} "
         f"pairs, 95% interval {as_interval(m['ci_low'], m['ci_high'])}.",
         f"Preferring the {null['prefers']} response is right in {as_percent(null['pair_accuracy'])}; the model's "
-        f"difference to that is {_over(null, 'gain')} points{_shown_or_not(null['gain_ci_low'])}.",
+        f"difference to that is {_over(null, 'gain')} points{_shown_or_not(null)}.",
     ]
     parts = [verdict_box(verdict)]
     for title, key in (
@@ -154,8 +160,10 @@ def _calibration(d: dict[str, Any], what: str) -> list[str]:
     return ["<h2>Calibration</h2>", figure_box(reliability_figure(d["reliability"]), caption, f"calibration of {what}")]
 
 
-def _shown_or_not(low: float) -> str:
-    return "" if low > 0 else ": these pairs do not show that it knows more than length"
+def _shown_or_not(null: dict[str, Any]) -> str:
+    if null["gain_ci_high"] < 0:
+        return ": these pairs show that it knows less than length alone"
+    return "" if null["gain_ci_low"] > 0 else ": these pairs do not show that it knows more than length"
 
 
 def _over(figures: dict[str, Any], name: str) -> str:

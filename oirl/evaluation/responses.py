@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from scipy.special import expit
 from scipy.stats import spearmanr
 
 from oirl.errors import NotFittedError
@@ -33,10 +35,11 @@ from oirl.statistics.intervals import (
     percentile_interval,
     reliability_bins,
     standard_error,
+    success_interval,
 )
 
 POLICIES = ("random", "best_prompt", "best_of_n", "majority", "weighted_majority", "oracle")
-_METRIC_DRAWS = 200
+_METRIC_DRAWS, _PAIR_DRAWS = 200, 1000
 
 
 class ResponseModel(Protocol):
@@ -59,7 +62,8 @@ class ResponseEvaluation:
         n_queries: Distinct queries among them.
         model: Metrics over rows.
         intervals: Name of a metric -> [low, high] of its 95% interval, from resamples of queries.
-        null_models: The AUCs of knowing only the response's length, or only the prompt (success in the training log).
+        null_models: The AUCs of knowing only the response's length (the direction `prefers` is that of the training
+            log, within queries), or only the prompt (its success in the training log).
         length_correlation: Rank correlation of reward and length, over all responses and within queries.
         reliability: Predicted and observed success (`oirl.statistics.intervals.reliability_bins`).
         best_of_n: What choosing among N is worth (`best_of_n_document`); None where queries have one response.
@@ -71,7 +75,7 @@ class ResponseEvaluation:
     n_queries: int
     model: dict[str, float | None]
     intervals: dict[str, list[float]]
-    null_models: dict[str, dict[str, float | None]]
+    null_models: dict[str, dict[str, Any]]
     length_correlation: dict[str, float | None]
     reliability: list[dict[str, float]]
     best_of_n: dict[str, Any] | None
@@ -113,14 +117,15 @@ def evaluate_responses(model: ResponseModel, log: pa.Table, *, seed: int = 0, dr
     rate = float(model.data_["success"])
     counted = (estimates.probability, distinct.runs, distinct.successes, distinct.query)
     lengths = np.array([len(r) for r in distinct.responses], dtype=np.float64)
-    chosen, limits = best_of_n_document(rows, distinct, estimates, grouping.labels, model.data_, rng, draws)
+    sure = getattr(model, "chosen_probability", lambda reward, _: expit(reward))
+    chosen, limits = best_of_n_document(rows, distinct, estimates, grouping.labels, model.data_, rng, draws, sure)
     return ResponseEvaluation(
         n_rows=len(rows),
         n_queries=len(distinct.queries),
         model=response_metrics(*counted, rate),
-        intervals=_metric_intervals(*counted, rate, grouping.labels[distinct.query], rng),
+        intervals=_metric_intervals(*counted, rate, grouping.labels, rng),
         null_models={
-            "length": _aucs(lengths, distinct.runs, distinct.successes, distinct.query),
+            "length": _length_aucs(lengths, distinct, float(model.data_["longer_preferred"])),
             "prompt": _prompt_aucs(rows, model.data_["prompts"]),
         },
         length_correlation=length_correlation(estimates.reward, lengths, distinct.query),
@@ -151,6 +156,7 @@ def best_of_n_document(
     data: dict[str, Any],
     rng: np.random.Generator,
     draws: int,
+    sure: Callable[[np.ndarray, int], np.ndarray] = lambda reward, _: expit(reward),
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Return what choosing among N logged responses is worth, and warnings; None where there is no choice.
 
@@ -160,7 +166,8 @@ def best_of_n_document(
     Returns:
         `n` (M), `n_queries`, `left_out` (queries), `answers` (how they were read), `policies` (at N = M: value, gain
         over `random`, gain over `majority`, each with its interval), `curve` (for each N: `kl` and the policies),
-        `over_optimisation` (`alpha`, `beta`, `peak_kl`, `turns_down`).
+        `over_optimisation` (`alpha`, `beta`, `turns_down`, and `peak_kl` where it does), `chosen` (of the response with
+        the highest reward among all M: the mean `score` that `oirl rank` gives it, its `success`, and both in bins).
     """
     query = distinct.query[distinct.row]
     counts = np.bincount(query, minlength=len(distinct.queries))
@@ -180,6 +187,8 @@ def best_of_n_document(
     gains = np.hstack([last, last - worth["random"][:, -1:], last - worth["majority"][:, -1:]])
     low, high = percentile_interval(bootstrap_means(gains, rng, draws, clusters))
     table = np.stack([gains.mean(axis=0), low, high])
+    for i in range(len(names)):
+        table[:, i] = success_interval(last[:, i], clusters)
     policies = {
         name: _shown("", table[:, i]) | _shown("gain", table[:, k + i]) | _shown("over_majority", table[:, 2 * k + i])
         for k in [len(names)]
@@ -192,6 +201,7 @@ def best_of_n_document(
         "answers": data["answers"],
         "policies": policies,
         "curve": _curve(worth, names, sizes, clusters, rng, draws),
+        "chosen": _chosen(candidates, clusters, sure),
     }
     document["over_optimisation"], warning = _over_optimisation(worth, sizes, clusters)
     return document, limits + ([warning] if warning else [])
@@ -206,14 +216,29 @@ def _curve(
     draws: int,
 ) -> list[dict[str, Any]]:
     shown = ["proxy", *names]
-    columns = np.hstack([worth[name] for name in shown])
-    low, high = percentile_interval(bootstrap_means(columns, rng, draws, clusters))
-    table = np.stack([columns.mean(axis=0), low, high]).reshape(3, len(shown), len(sizes))
+    columns = np.hstack([worth[name] for name in names])
+    columns = np.hstack([np.zeros((len(columns), len(sizes))), columns])
+    proxy = percentile_interval(bootstrap_means(worth["proxy"], rng, draws, clusters))
+    table = np.array([success_interval(column, clusters) for column in columns.T]).T.reshape(3, len(shown), len(sizes))
+    table[:, 0] = [worth["proxy"].mean(axis=0), *proxy]
     kl = best_of_n_kl(sizes)
     return [
         {"n": n, "kl": float(kl[j])} | {name: _shown("", table[:, i, j]) for i, name in enumerate(shown)}
         for j, n in enumerate(sizes)
     ]
+
+
+def _chosen(
+    candidates: Candidates, clusters: np.ndarray, sure: Callable[[np.ndarray, int], np.ndarray]
+) -> dict[str, Any]:
+    """Return how the score of the response with the highest reward compares with its success."""
+    best = candidates.reward.argmax(axis=1)
+    every = np.arange(len(best))
+    score = sure(candidates.reward[every, best], candidates.reward.shape[1])
+    right = candidates.gold[every, best]
+    value, low, high = success_interval(right, clusters)
+    bins = reliability_bins(score, right, np.ones(len(right), dtype=np.int64), clusters)
+    return {"score": float(score.mean()), "success": value, "ci_low": low, "ci_high": high, "reliability": bins}
 
 
 def _over_optimisation(
@@ -231,7 +256,7 @@ def _over_optimisation(
         return float(loss.mean() - z * standard_error(loss, clusters))
 
     turned = turns_down(worth["proxy"], worth["best_of_n"], lower_end)
-    found = asdict(fit) | {"turns_down": turned is not None}
+    found = asdict(fit) | {"turns_down": turned is not None, "peak_kl": fit.peak_kl if turned else None}
     if turned is None:
         return found, None
     best, loss = turned
@@ -287,19 +312,30 @@ def _metric_intervals(
     successes: np.ndarray,
     query: np.ndarray,
     rate: float,
-    clusters: np.ndarray,
+    groups: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, list[float]]:
+    """Return 95% intervals by resamples of queries; of the ECE there is none, as resampling adds to it.
+
+    `groups` holds the group of near duplicates of each query, int (Q,).
+    """
     drawn: dict[str, list[float]] = {}
-    for count in bootstrap_counts(clusters, rng, _METRIC_DRAWS):
+    for count in bootstrap_counts(groups[query], rng, _METRIC_DRAWS):
         there = count > 0
         weight = count[there]
         part = response_metrics(probability[there], runs[there] * weight, successes[there] * weight, query[there], rate)
-        for name, value in part.items():
+        for name in ("auc", "brier", "brier_skill", "log_loss"):
+            value = part[name]
             drawn.setdefault(name, []).extend([] if value is None else [value])
-    return {
-        name: [float(end) for end in np.quantile(values, [0.025, 0.975])] for name, values in drawn.items() if values
-    }
+    found = {name: [float(e) for e in np.quantile(values, [0.025, 0.975])] for name, values in drawn.items() if values}
+    # Drawn twice, a query brings its own pairs twice: it is not compared with itself.
+    within = metrics.pairs_within(probability, runs, successes, query)
+    sums = bootstrap_means(within, rng, _PAIR_DRAWS, groups[np.unique(query)])
+    ratios = sums[sums[:, 1] > 0]
+    if len(ratios):
+        ends = np.quantile(ratios[:, 0] / ratios[:, 1], [0.025, 0.975])
+        found["auc_within_query"] = [float(end) for end in ends]
+    return found
 
 
 def _prompt_aucs(rows: pa.Table, success: dict[str, float]) -> dict[str, float | None]:
@@ -308,6 +344,12 @@ def _prompt_aucs(rows: pa.Table, success: dict[str, float]) -> dict[str, float |
     query = np.asarray(rows["query_id"].combine_chunks().dictionary_encode().indices, dtype=np.int64)
     right = rows["correct"].combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
     return _aucs(score, np.ones(len(rows), dtype=np.int64), right, query)
+
+
+def _length_aucs(lengths: np.ndarray, distinct: DistinctResponses, share: float) -> dict[str, Any]:
+    longer = share >= 0.5
+    found = _aucs(lengths if longer else -lengths, distinct.runs, distinct.successes, distinct.query)
+    return found | {"prefers": "longer" if longer else "shorter"}
 
 
 def _aucs(score: np.ndarray, runs: np.ndarray, successes: np.ndarray, query: np.ndarray) -> dict[str, float | None]:

@@ -125,6 +125,8 @@ _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 _MAX_EXPRESSION = 20_000
 _LETTER = re.compile(r"\(?[A-Ja-j]\)?\.?")
 _SAMPLED, _MOST = 200, 0.9
+ANSWER_KINDS = ("numeric", "choice", "text")
+"""What `stated_answer` can read."""
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{([^{}]*)\}")
 
 

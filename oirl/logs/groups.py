@@ -26,17 +26,20 @@ class Grouping(NamedTuple):
         labels: Group of each query, int64 (n,), numbered from 0 by first appearance.
         templated: Queries that differ in numbers or few words only, but were not kept together, because they
             make up more than half of all queries: they follow a template, and a split must cut it.
+        queries: How many queries there are, where labels are of something else (pairs); −1 where each has its label.
     """
 
     labels: np.ndarray
     templated: int
+    queries: int = -1
 
     def warning(self) -> str | None:
         """Return a sentence for people, None if no template was cut."""
         if not self.templated:
             return None
+        total = len(self.labels) if self.queries < 0 else self.queries
         return (
-            f"{self.templated:,} of {len(self.labels):,} queries follow one template and differ in few words or "
+            f"{self.templated:,} of {total:,} queries follow one template and differ in few words or "
             "numbers; they were split all the same, so held-out figures speak of new fillings of that template only"
         )
 

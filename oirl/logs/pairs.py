@@ -38,6 +38,7 @@ REPEATED = "the same response as an earlier one to this query, with the same ver
 CONTRADICTED = "the same response stands as right and as wrong"
 ONE_SIDED = "all responses to the query are right, or all are wrong"
 _FEW_WORDS = 12
+_MOST_REPLIES = 32
 SAME = "chosen and rejected are the same text"
 EMPTY = "query, chosen or rejected is empty"
 
@@ -111,9 +112,10 @@ def make_pairs(log: pa.Table, *, per_query: int | None = None, seed: int = 0) ->
     rows: list[dict[str, Any]] = []
     balance: Counter[str] = Counter()
     for query in asked:
-        chosen = [(r, w) for r in query.right for w in query.wrong]
-        if per_query is not None and len(chosen) > per_query:
+        if per_query is not None and len(query.right) * len(query.wrong) > per_query:
             chosen = _balanced(query, per_query, balance, rng)
+        else:
+            chosen = [(r, w) for r in query.right for w in query.wrong]
         balance.update(query.right[r][0] for r, _ in chosen)
         balance.subtract(query.wrong[w][0] for _, w in chosen)
         if not chosen:
@@ -237,7 +239,7 @@ def group_pairs(pairs: pa.Table) -> Grouping:
     short = np.array([len(text.split()) < _FEW_WORDS for text in compared])
     same[short] = np.flatnonzero(short)
     labels = join_groups(grouping.labels[which], first_positions(openings), same)
-    return Grouping(labels, grouping.templated)
+    return Grouping(labels, grouping.templated, len(texts))
 
 
 def right_over_wrong(batches: Iterable[pa.RecordBatch]) -> tuple[list[dict[str, Any]], int]:
@@ -301,7 +303,11 @@ def _balanced(query: _Asked, count: int, balance: Counter[str], rng: np.random.G
     """
     used: Counter[tuple[str, str]] = Counter()
     ahead: Counter[str] = Counter(balance)
-    left = [(r, w) for r in query.right for w in query.wrong]
+    # Of very many responses, some drawn at random serve as well as all pairs of all.
+    sides = [list(side) for side in (query.right, query.wrong)]
+    most = max(_MOST_REPLIES, count)
+    drawn = [[side[i] for i in rng.permutation(len(side))[:most]] for side in sides]
+    left = [(r, w) for r in drawn[0] for w in drawn[1]]
     left = [left[i] for i in rng.permutation(len(left))]
     found = []
     for _ in range(count):

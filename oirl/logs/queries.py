@@ -107,7 +107,10 @@ def read_candidates(path: str | Path) -> tuple[list[str], list[str], list[list[s
         NotFoundError: If the file is not there.
         DataError: If it cannot be read, a row has no query, or no row has a response.
     """
-    file = find_files(path)[0]
+    found = find_files(path)
+    if len(found) > 1:
+        raise ConfigError(f"{path} names {len(found)} files; one file of candidate responses is needed")
+    file = found[0]
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty; rows with `query` and `response` are needed")
     return _gather(read_objects(file), str(file))
@@ -236,6 +239,18 @@ def _prompt(file: Path, number: int, entry: Any) -> tuple[str | None, str | None
     raise DataError(f"{file}:{number}: a template, or an object with prompt_id and prompt, is needed")
 
 
+def check_rows_file(path: str | Path) -> str:
+    """Return the ending of a file that rows can be written to.
+
+    Raises:
+        ConfigError: If the file's name has another ending.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in {".jsonl", ".csv", ".parquet"}:
+        raise ConfigError(f"{path}: rows are written to .jsonl, .csv or .parquet; name such a file")
+    return suffix
+
+
 def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Write rows to a .jsonl, .csv or .parquet file, whole or not at all.
 
@@ -248,9 +263,7 @@ def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
 
     from oirl.logs.atomic import atomic_file
 
-    suffix = Path(path).suffix.lower()
-    if suffix not in {".jsonl", ".csv", ".parquet"}:
-        raise ConfigError(f"{path}: rows are written to .jsonl, .csv or .parquet; name such a file")
+    suffix = check_rows_file(path)
     with atomic_file(path) as temporary:
         if suffix in {".csv", ".parquet"}:
             # A mapping or list is a cell of JSON: a column for each of its keys would differ from row to row.

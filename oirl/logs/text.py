@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return _COMMANDS.sub("\ufffd", text)
 
 
+def plain_json(text: str) -> str:
+    """Return JSON in which what `printable` would replace is escaped, so that nothing is lost and no terminal obeys."""
+    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def words(text: str) -> list[str]:
     """Return words and punctuation marks of a text, in order."""
     return WORD.findall(text)

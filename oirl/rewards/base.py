@@ -19,6 +19,7 @@ from oirl.rewards.response_features import CHECKS_ONLY, ResponseFeatures
 from oirl.rewards.saving import Manifest, named, read_arrays, read_manifest, save_folder, sound_state
 from oirl.rewards.training import SeenQueries, check_seed
 
+_MOST_FOLDS = 100
 Own = TypeVar("Own", bound="ResponseScorer")
 
 
@@ -29,7 +30,8 @@ class Estimates:
     Attributes:
         reward: Float (n,). Of a correctness model the calibrated log-odds of being right; of a preference model on the
             scale on which P(y preferred to y') = σ(r(y) − r(y')), 0 being the mean over its training responses.
-        spread: Standard error of the reward: how much it would move with other training queries, float (n,).
+        spread: How much the reward would move with other training queries, float (n,): a standard error of linear
+            models; of trees and networks, whose members also differ by chance, an upper bound.
     """
 
     reward: np.ndarray
@@ -126,8 +128,8 @@ class ResponseScorer:
             groups: Group of each row, int (n,).
             keys: Name of each row, by which folds do not depend on the order of rows.
         """
-        if not isinstance(self.folds, (int, np.integer)) or self.folds < 2:
-            raise ConfigError(f"folds={self.folds!r}; a whole number of at least 2 is needed")
+        if not isinstance(self.folds, (int, np.integer)) or not 2 <= self.folds <= _MOST_FOLDS:
+            raise ConfigError(f"folds={self.folds!r}; a whole number of at least 2, at most {_MOST_FOLDS}, is needed")
         check_seed(self.seed)
         n_groups = len(np.unique(groups))
         if n_groups < 2:
@@ -162,15 +164,18 @@ class ResponseScorer:
             "prompts": [],
             "data": self.data_ | {"folds": int(self.folds), "seed": int(self.seed)},
             "metrics": self.metrics_,
-            "calibration": {
-                "method": "Platt scaling on cross-fitted scores: reward = slope * score + intercept",
-                "slope": self._platt[0],
-                "intercept": self._platt[1],
-            },
+            "calibration": self._calibration(),
             "learning_curve": self.learning_curve_,
             "warnings": self.warnings_,
         }
         save_folder(path, manifest, arrays)
+
+    def _calibration(self) -> dict[str, Any]:
+        return {
+            "method": "Platt scaling on cross-fitted scores: reward = slope * score + intercept",
+            "slope": self._platt[0],
+            "intercept": self._platt[1],
+        }
 
     @classmethod
     def load(cls: type[Own], path: str | os.PathLike[str], *, embedder: Any = None) -> Own:
@@ -196,7 +201,10 @@ class ResponseScorer:
         model = cls(saved["name"], embedder=features.embedder or CHECKS_ONLY, **options)
         model._features = features
         model._committee = Committee.restore(members, arrays)
-        model._platt = (manifest.calibration["slope"], manifest.calibration["intercept"])
+        slope, intercept = manifest.calibration["slope"], manifest.calibration["intercept"]
+        if not 0 <= slope < float("inf") or not np.isfinite(intercept):
+            raise ValueError("its calibration is no rising finite line")
+        model._platt = (slope, intercept)
         model.seen_ = SeenQueries(arrays["seen.texts"], arrays["seen.wordings"])
         model.data_, model.metrics_, model.warnings_ = data, dict(manifest.metrics), manifest.warnings
         model.learning_curve_ = manifest.learning_curve

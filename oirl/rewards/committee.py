@@ -29,10 +29,12 @@ class Committee:
     """
 
     members: Sequence[Learner]
+    centres: np.ndarray
+    """What is taken off the scores of each member, float (K,): those of comparisons are free up to a constant."""
 
     def scores(self, rows: Matrix) -> np.ndarray:
         """Return the score of each row by each member, float64 (K, n)."""
-        return np.stack([member.scores(rows) for member in self.members])
+        return np.stack([member.scores(rows) for member in self.members]) - self.centres[:, None]
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the parameters of each member."""
@@ -40,12 +42,16 @@ class Committee:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the learned arrays of all members."""
-        return {f"member{i}.{k}": v for i, member in enumerate(self.members) for k, v in member.state().items()}
+        found = {f"member{i}.{k}": v for i, member in enumerate(self.members) for k, v in member.state().items()}
+        return found | {"centres": self.centres}
 
     @classmethod
     def restore(cls, members: Sequence[Learner], arrays: Mapping[str, np.ndarray]) -> Committee:
         """Take the arrays that `arrays` gave, for unfitted members with the parameters that `describe` gave."""
-        return cls([member.restore(named(arrays, f"member{i}.")) for i, member in enumerate(members)])
+        restored = [member.restore(named(arrays, f"member{i}.")) for i, member in enumerate(members)]
+        if arrays["centres"].shape != (len(restored),):
+            raise ValueError("its centres do not match its members")
+        return cls(restored, arrays["centres"])
 
 
 def fit_committee(
@@ -86,7 +92,12 @@ def fit_committee(
     scores = np.empty(len(fold))
     for f, c in enumerate(chosen):
         scores[fold == f] = held_out[c, fold == f]
-    return Committee([fitted[c][f] for f, c in enumerate(chosen)]), scores
+    committee = [fitted[c][f] for f, c in enumerate(chosen)]
+    centres = np.zeros(folds)
+    if isinstance(target, Comparisons):
+        centres = np.array([member.scores(rows).mean() for member in committee])
+        scores = scores - centres[fold]
+    return Committee(committee, centres), scores
 
 
 def jackknife_error(values: np.ndarray) -> np.ndarray:

@@ -158,6 +158,9 @@ class TfidfEmbedder:
         wanted = [f"{b}_{part}" for b in self.blocks for part in ("hashes", "idf")]
         wanted += ["counts_mean", "counts_scale"]
         self._state = {name: arrays[name] for name in wanted}
+        for block in self.blocks:
+            if self._state[f"{block}_hashes"].shape != self._state[f"{block}_idf"].shape:
+                raise ValueError("its vocabulary does not match its weights")
         return self
 
 

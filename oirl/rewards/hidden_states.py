@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from oirl.rewards.encoding import (
 
 POOLINGS = ("last", "mean")
 _BATCH = 32
-_BETWEEN = "\x1e"
+_PAIR = "\x1e\x1foirl query and response\x1f"
 
 
 class HiddenStateEmbedder(DenseEmbedder):
@@ -45,11 +47,11 @@ class HiddenStateEmbedder(DenseEmbedder):
 
     def prepare_responses(self, queries: Sequence[str], responses: Sequence[str]) -> DenseRows:
         """Return one vector per (query, response), float32 (n, d)."""
-        texts = [f"{q}{_BETWEEN}{r}" for q, r in zip(queries, responses, strict=True)]
+        texts = [_PAIR + json.dumps([q, r]) for q, r in zip(queries, responses, strict=True)]
         return DenseRows(cached_rows(self._cache_key, texts, self._of_texts))
 
     def _of_texts(self, texts: list[str]) -> np.ndarray:
-        """Return the vectors of texts in which `_BETWEEN` stands between query and response, if there is a query."""
+        """Return the vectors of texts, and of queries with responses that `prepare_responses` has made texts of."""
         import torch
 
         model, tokenizer, limit = self._load()
@@ -69,8 +71,8 @@ class HiddenStateEmbedder(DenseEmbedder):
         return vectors
 
     def _encode(self, tokenizer: Any, text: str, limit: int) -> Encoded:
-        query, between, response = text.partition(_BETWEEN)
-        return encode(tokenizer, query, response, limit) if between else encode(tokenizer, "", text, limit)
+        query, response = json.loads(text.removeprefix(_PAIR)) if text.startswith(_PAIR) else ("", text)
+        return encode(tokenizer, query, response, limit)
 
     def _load(self) -> tuple[Any, Any, int]:
         if self._loaded is None:
@@ -91,7 +93,7 @@ def _parse(spec: str) -> tuple[str, int, str]:
     layer, pooling = -1, "last"
     for option in options:
         name, _, value = option.strip().partition("=")
-        if name == "layer" and value.lstrip("-").isdecimal():
+        if name == "layer" and re.fullmatch(r"-?\d{1,4}", value):
             layer = int(value)
         elif name == "pooling" and value in POOLINGS:
             pooling = value

@@ -31,6 +31,7 @@ from oirl.rewards.saving import read_arrays, read_manifest, save_folder, sound_s
 from oirl.rewards.training import SeenQueries, check_seed
 
 _HELD_OUT = 0.1
+_LEAST_LENGTH = 8
 _SCORED = 16
 
 
@@ -150,7 +151,7 @@ class LanguageModelRewardModel:
         halves = assign_folds(keys, groups, min(2, len(np.unique(groups))), self.seed)
         slope, probability = calibrate_differences(difference, halves)
         self._scale = (slope, -slope * float(rewards.mean()))
-        self.metrics_ = preference_metrics(probability, groups)
+        self.metrics_ = preference_metrics(difference, probability, groups)
         self.warnings_ = [w for w in [grouping.warning()] if w]
         self.seen_ = SeenQueries.of(rows.queries)
         self.data_ = {
@@ -317,8 +318,12 @@ class LanguageModelRewardModel:
         whole |= {} if self.micro_batch is None else {"micro_batch": self.micro_batch}
         check_above_zero("language-model", learning_rate=self.learning_rate, **whole)
         for name, value in {"ranking": self.ranking, "imitation": self.imitation, "centring": self.centring}.items():
-            if not isinstance(value, (int, float)) or value < 0:
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ConfigError(f"{name}={value!r} of the model 'language-model': a number of at least 0 is needed")
+        if not isinstance(self.gradient_checkpointing, bool):
+            raise ConfigError(f"gradient_checkpointing={self.gradient_checkpointing!r}: true or false is needed")
+        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < _LEAST_LENGTH):
+            raise ConfigError(f"max_length={self.max_length!r}: at least {_LEAST_LENGTH} tokens are needed")
         if not isinstance(self.lora_rank, int) or self.lora_rank < 0:
             raise ConfigError(f"lora_rank={self.lora_rank!r}: 0 for all weights, or the rank of the adapters")
         if not self.ranking:

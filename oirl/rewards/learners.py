@@ -342,7 +342,8 @@ def check_above_zero(name: str, **parameters: Any) -> None:
             "save_every",
             "micro_batch",
         }
-        if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not value > 0:
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value < float("inf"):
             kind = "whole number" if whole else "number"
             raise ConfigError(f"{parameter}={value!r} of the model {name!r}: a {kind} above 0 is needed")
 
@@ -351,7 +352,7 @@ def check_range(name: str, low: float, high: float, **parameters: Any) -> None:
     """Raise `ConfigError` unless all parameters of a model are numbers from `low` to `high`."""
     for parameter, value in parameters.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not low <= value <= high:
+        if not number or not low <= value <= high or value == float("inf"):
             raise ConfigError(
                 f"{parameter}={value!r} of the model {name!r}: a number from {low:g} to {high:g} is needed"
             )

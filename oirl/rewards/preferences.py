@@ -93,7 +93,7 @@ class BradleyTerryRewardModel(ResponseScorer):
         self._platt = (slope, -slope * float(scores.mean()))
         self.warnings_ = [w for w in [grouping.warning()] if w]
         self.seen_ = SeenQueries.of(rows.queries)
-        self.metrics_ = preference_metrics(probability, groups)
+        self.metrics_ = preference_metrics(difference, probability, groups)
         self.data_ = {
             "fingerprint": table_fingerprint(pairs),
             "n_pairs": len(pairs),
@@ -107,6 +107,8 @@ class BradleyTerryRewardModel(ResponseScorer):
     def _restore(cls, manifest: Any, arrays: Any, embedder: Any) -> BradleyTerryRewardModel:
         model = super()._restore(manifest, arrays, embedder)
         model.margin = manifest.data["margin"]
+        if not 0 <= manifest.data["longer_preferred"] <= 1:
+            raise ValueError("what it says of its training pairs does not fit together")
         return model
 
 
@@ -186,20 +188,20 @@ def longer_preferred(pairs: pa.Table) -> float:
     return float(right_share(lengths[0].astype(np.int64) - lengths[1]).mean())
 
 
-def preference_metrics(probability: np.ndarray, groups: np.ndarray) -> dict[str, float | None]:
+def preference_metrics(difference: np.ndarray, probability: np.ndarray, groups: np.ndarray) -> dict[str, float | None]:
     """Return pair accuracy (ties ½) with its 95% interval clustered by group, Brier score, ECE and log loss.
 
     Args:
+        difference: r₊ − r₋, float (m,).
         probability: Predicted probability that the chosen response is preferred, float (m,).
         groups: Group of each pair, int (m,).
     """
-    accuracy, low, high = success_interval(right_share(probability - 0.5), groups)
-    ones, zeros = np.ones(len(probability), dtype=np.int64), np.zeros(len(probability), dtype=np.int64)
-    # Which response stands first is an accident: both orders count, one with outcome 1, one with 0.
-    both = (np.r_[probability, 1 - probability], np.r_[ones, ones], np.r_[ones, zeros])
+    accuracy, low, high = success_interval(right_share(difference), groups)
+    ones = np.ones(len(probability), dtype=np.int64)
     found = {
-        "brier": metrics.brier(*both),
-        "ece": metrics.ece(*both),
-        "log_loss": metrics.log_loss(*both),
+        "brier": metrics.brier(probability, ones, ones),
+        # Of the response that the model prefers: with both orders in one bin at ½, any model would look calibrated.
+        "ece": metrics.ece(np.maximum(probability, 1 - probability), ones, right_share(difference)),
+        "log_loss": metrics.log_loss(probability, ones, ones),
     }
     return {"pair_accuracy": accuracy, "ci_low": low, "ci_high": high, **metrics.known(found)}

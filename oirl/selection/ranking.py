@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -57,8 +57,9 @@ class Ranking:
         query_id: Name of the query.
         query: Its text.
         chosen: The chosen response, None where the model abstains.
-        score: How sure the choice is, in [0, 1]: by `reward` the probability that the chosen response is right, or, by
-            a preference model, that it is preferred to the runner-up; by a vote its share of the votes.
+        score: How sure the choice is, in [0, 1]: by `reward` the probability that the best of so many is right, or, by
+            a preference model, that it is preferred to the runner-up (taken as any two: of many it is less); by a vote
+            the answer's share of the votes.
         abstained: Whether the score is under the threshold.
         method: One of `METHODS`.
         ranked: All candidates, by reward.
@@ -94,9 +95,10 @@ def rank(
         queries: One text per query.
         responses: The candidates of each query, at least one.
         query_ids: Names of the queries; hashes of their texts when None.
-        method: "reward": the highest reward. "majority": the answer that most candidates give, and of these responses
-            the one with the highest reward (self-consistency). "weighted_majority": the same with each vote weighted by
-            the model's probability. Candidates without an answer do not vote; where none has one, the reward decides.
+        method: "reward": the highest reward. "majority": the answer that most candidates give (self-consistency), ties
+            to the earlier one, and of these responses the first: the reward has no say. "weighted_majority": each vote
+            is weighted by the model's probability, ties and the response go by reward. Candidates without an answer do
+            not vote; where none has one, the reward decides.
         threshold: Below this score the model abstains, in [0, 1].
         penalties: What is taken off each candidate's reward first, such as η · KL
             (`oirl.rewards.objectives.total_reward`).
@@ -113,6 +115,8 @@ def rank(
     if not len(queries) == len(responses) == len(names):
         raise ConfigError(f"{len(queries)} queries, {len(responses)} lists of responses, {len(names)} ids: not alike")
     for name, candidates in zip(names, responses, strict=True):
+        if isinstance(candidates, str):
+            raise ConfigError("responses: a list of candidates per query is needed, not one text")
         if not candidates:
             raise DataError(f"the query {name!r} has no response to rank")
     flat = [r for candidates in responses for r in candidates]
@@ -136,8 +140,8 @@ def rank(
             for i in here
         ]
         ranked.sort(key=lambda r: -r.reward)  # stable: of equals the first candidate leads
-        best, score = _choose(ranked, method, compares=model.kind != "response-reward-model")
-        abstained = score < threshold
+        best, score = _choose(ranked, method, _sureness(model))
+        abstained = bool(score < threshold)
         rankings.append(Ranking(name, query, None if abstained else best.response, score, abstained, method, ranked))
     return rankings
 
@@ -164,20 +168,35 @@ class RewardFunction:
         return [float(r) for r in estimates.reward]
 
 
-def _choose(ranked: Sequence[RankedResponse], method: str, *, compares: bool) -> tuple[RankedResponse, float]:
-    best = ranked[0]
-    if method != "reward" and any(r.answer is not None for r in ranked):
-        votes: dict[str, float] = {}
-        for r in ranked:
-            if r.answer is not None:
-                votes[r.answer] = votes.get(r.answer, 0.0) + (1.0 if method == "majority" else r.probability)
-        # Of equal votes the answer of the response with the highest reward wins: it was counted first.
-        winner = max(votes, key=lambda answer: votes[answer])
-        total = sum(votes.values())
-        return next(r for r in ranked if r.answer == winner), votes[winner] / total if total else 0.0
-    if compares and len(ranked) > 1:
-        return best, float(expit(best.reward - ranked[1].reward))
-    return best, best.probability
+def _choose(
+    ranked: Sequence[RankedResponse], method: str, sure: Callable[[Sequence[RankedResponse]], float]
+) -> tuple[RankedResponse, float]:
+    """Return the chosen response of some that are ranked by reward, and the score of the choice."""
+    if method == "reward" or all(r.answer is None for r in ranked):
+        return ranked[0], sure(ranked)
+    # Of equal votes the answer that is counted first wins.
+    counted = sorted(ranked, key=lambda r: r.position) if method == "majority" else ranked
+    votes: dict[str, float] = {}
+    for r in counted:
+        if r.answer is not None:
+            votes[r.answer] = votes.get(r.answer, 0.0) + (1.0 if method == "majority" else r.probability)
+    winner = max(votes, key=lambda answer: votes[answer])
+    total = sum(votes.values())
+    return next(r for r in counted if r.answer == winner), votes[winner] / total if total else 0.0
+
+
+def _sureness(model: RewardModel) -> Callable[[Sequence[RankedResponse]], float]:
+    """Return what says how sure the response with the highest reward is."""
+    if model.kind == "response-reward-model":
+        chosen = getattr(model, "chosen_probability", lambda reward, _: expit(reward))
+        return lambda ranked: float(chosen(np.array([ranked[0].reward]), len(ranked))[0])
+
+    def preferred(ranked: Sequence[RankedResponse]) -> float:
+        # The same text again is no other response.
+        others = [r for r in ranked if r.response.strip() != ranked[0].response.strip()]
+        return float(expit(ranked[0].reward - others[0].reward)) if others else ranked[0].probability
+
+    return preferred
 
 
 def _flat_penalties(penalties: Sequence[Sequence[float]], responses: Sequence[Sequence[str]]) -> np.ndarray:
@@ -188,8 +207,8 @@ def _flat_penalties(penalties: Sequence[Sequence[float]], responses: Sequence[Se
 
 def _text(value: Any, skip: str = "") -> str:
     """Return a text, or the messages of a chat as one, those of one role left out."""
-    if isinstance(value, str):
-        return value
+    if value is None or isinstance(value, str):
+        return value or ""
     turns: list[Mapping[str, Any]] = [m for m in value if m.get("role") != skip]
     if len(turns) == 1:
         return str(turns[0].get("content") or "")

@@ -45,6 +45,15 @@ def auc_within(score: np.ndarray, runs: np.ndarray, successes: np.ndarray, group
     Returns:
         A value in [0, 1] over the pairs of all groups together; NaN if no group has both outcomes.
     """
+    ordered, pairs = pairs_within(score, runs, successes, group).sum(axis=0)
+    return float(ordered / pairs) if pairs else float("nan")
+
+
+def pairs_within(score: np.ndarray, runs: np.ndarray, successes: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Return for each group its (right, wrong) pairs in order, ties ½, and all its pairs, float (G, 2), groups sorted.
+
+    Arguments as for `auc_within`, which is the ratio of the two sums.
+    """
     order = np.lexsort((score, group))
     g, s = group[order], score[order]
     right = successes[order].astype(float)
@@ -56,9 +65,9 @@ def auc_within(score: np.ndarray, runs: np.ndarray, successes: np.ndarray, group
     before_group = (np.cumsum(wrong) - wrong)[new_group][group_of_row]
     first_of_tie = np.r_[True, tie[1:] != tie[:-1]]
     below = (np.cumsum(wrong) - wrong)[first_of_tie][tie] - before_group
-    ordered = (right * (below + 0.5 * wrong_of_tie[tie])).sum()
-    pairs = (np.bincount(group_of_row, weights=right) * np.bincount(group_of_row, weights=wrong)).sum()
-    return float(ordered / pairs) if pairs else float("nan")
+    ordered = np.bincount(group_of_row, weights=right * (below + 0.5 * wrong_of_tie[tie]))
+    pairs = np.bincount(group_of_row, weights=right) * np.bincount(group_of_row, weights=wrong)
+    return np.stack([ordered, pairs], axis=1)
 
 
 def brier(probability: np.ndarray, runs: np.ndarray, successes: np.ndarray) -> float:

@@ -18,6 +18,7 @@ from oirl.evaluation.best_of_n import (
     curves,
     expected_of_best,
     expected_of_vote,
+    expected_of_weighted_vote,
     fit_over_optimisation,
     order_weights,
     sizes_up_to,
@@ -44,13 +45,12 @@ def best_by_hand(reward: np.ndarray, value: np.ndarray, n: int) -> float:
 
 
 def vote_by_hand(gold: np.ndarray, answer: np.ndarray, weight: np.ndarray, n: int) -> float:
-    """Return the mean over all subsets of the worth of the answers with the most votes."""
-    worth = {a: gold[answer == a].mean() for a in set(answer.tolist()) - {-1}}
+    """Return the mean over all subsets of the gold of a random response with one of the answers with the most votes."""
     found = []
     for subset in map(list, combinations(range(len(gold)), n)):
         votes = {a: weight[subset][answer[subset] == a].sum() for a in set(answer[subset].tolist()) - {-1}}
         most = max(votes.values(), default=0)
-        won = [worth[a] for a, v in votes.items() if v == most]
+        won = [gold[subset][answer[subset] == a].mean() for a, v in votes.items() if v == most]
         found.append(np.mean(won) if most > 0 else gold[subset].mean())
     return float(np.mean(found))
 
@@ -97,7 +97,7 @@ def test_the_order_of_responses_does_not_matter(seed: int, m: int) -> None:
     c, rng = candidates(3, m, seed), np.random.default_rng(seed)
     shuffle = rng.permutation(m)
     again = Candidates(c.reward[:, shuffle], c.gold[:, shuffle], c.answer[:, shuffle], c.weight[:, shuffle])
-    sizes = [1, m]
+    sizes = [m]
     a, b = curves(c, sizes, np.random.default_rng(0)), curves(again, sizes, np.random.default_rng(0))
     for name in a:
         assert a[name] == pytest.approx(b[name])
@@ -186,7 +186,7 @@ def test_curves_keep_their_order(seed: int, m: int) -> None:
     assert (np.diff(found["oracle"], axis=1) >= -1e-9).all()
     assert found["proxy"][:, -1] == pytest.approx(c.reward.max(axis=1))
     assert found["oracle"][:, -1] == pytest.approx(c.gold.max(axis=1))
-    for name in ("best_of_n", "random", "oracle", "majority", "weighted_majority"):
+    for name in ("best_of_n", "random", "oracle", "majority"):
         assert found[name][:, 0] == pytest.approx(c.gold.mean(axis=1))
 
 
@@ -200,10 +200,38 @@ def test_a_reward_that_is_gold_is_the_oracle_and_one_that_says_nothing_is_chance
     assert found["best_of_n"] == pytest.approx(found["random"])
 
 
+def weighted_by_hand(c: Candidates, q: int, n: int) -> float:
+    """Return the mean over all subsets of the gold of the best by reward among those with the weightiest answers."""
+    found = []
+    for subset in map(list, combinations(range(c.gold.shape[1]), n)):
+        answer, weight, reward, gold = (x[q][subset] for x in (c.answer, c.weight, c.reward, c.gold))
+        votes = {a: weight[answer == a].sum() for a in set(answer.tolist()) - {-1}}
+        most = max(votes.values(), default=0)
+        there = np.isin(answer, [a for a, v in votes.items() if v == most]) if most > 0 else np.ones(n, bool)
+        found.append(gold[there][reward[there].argmax()])
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("m", [2, 4, 6])
+def test_the_weighted_vote_of_all_by_brute_force(m: int) -> None:
+    c = candidates(40, m, m)
+    found = expected_of_weighted_vote(c, m, np.random.default_rng(0))
+    assert found == pytest.approx([weighted_by_hand(c, q, m) for q in range(40)])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_weighted_vote_of_some_comes_near_the_mean_over_all_subsets(n: int) -> None:
+    c = candidates(12, 6, 3)
+    found = expected_of_weighted_vote(c, n, np.random.default_rng(0), draws=4000)
+    assert found == pytest.approx([weighted_by_hand(c, q, n) for q in range(12)], abs=0.04)
+
+
 def test_both_votes_see_the_same_subsets() -> None:
-    c = candidates(20, 8)
-    even = Candidates(c.reward, c.gold, c.answer, np.full_like(c.weight, 3.0))
-    found = curves(even, [2, 3, 5], np.random.default_rng(0))
+    """With one answer to each response, equal weights and no reward, the two votes are one and the same."""
+    c = candidates(20, 6)
+    alike = np.zeros_like(c.reward)
+    plain = Candidates(alike, np.repeat(c.gold[:, :1], 6, axis=1), np.zeros((20, 6), dtype=int), np.ones((20, 6)))
+    found = curves(plain, [2, 3, 5], np.random.default_rng(1))
     assert np.array_equal(found["majority"], found["weighted_majority"])
 
 

@@ -1,10 +1,9 @@
-"""Language models with scalar heads on pairs with a known rule: what they learn, that a stopped run goes on, the saved form."""
+"""Language models with scalar heads: what they learn of a rule, how a stopped run goes on, the saved form."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -30,10 +29,13 @@ from oirl.logs.pairs import EMPTY, SAME, save_pairs
 from oirl.records import PREFERENCE_SCHEMA
 from oirl.rewards.encoding import Encoded, by_length, encode, load_language_model, load_tokenizer, pad, token_limit
 from oirl.rewards.language_model import LanguageModelRewardModel, parameters_of
+from oirl.rewards.scalar_head import ScalarHeads, Training
 from oirl_data import small_lm_path
 
 BASE = str(small_lm_path())
-NAMES = "Anna Ben Carla David Emma Felix Grace Hugo Ines Jonas Kira Leo Maria Noah Olga Paul Rosa Sam Tara Viktor".split()
+NAMES = (
+    "Anna Ben Carla David Emma Felix Grace Hugo Ines Jonas Kira Leo Maria Noah Olga Paul Rosa Sam Tara Viktor".split()
+)
 THINGS = "apples bags balls books boxes cards coins cups flowers hats kites lamps marbles packs pencils plates".split()
 VERBS = "buys finds gets sells gives brings makes needs".split()
 FILES = ("manifest.json", "*.npz", "*.safetensors", "*.json", "*.txt", "*.jinja")
@@ -103,10 +105,8 @@ def test_a_rule_without_exception_and_one_of_chance() -> None:
 def test_training_starts_with_all_rewards_equal() -> None:
     """So small a step moves nothing: every reward is that of a head of zeros."""
     fresh = model(learning_rate=1e-30).fit(PAIRS)
+    assert float(fresh._model.head.weight.abs().max()) < 1e-25
     assert np.abs(differences(fresh)).max() < 1e-12
-    assert fresh.metrics_["pair_accuracy"] == pytest.approx(0.5)
-    assert fresh.metrics_["brier"] == pytest.approx(0.25)
-    assert fresh.metrics_["log_loss"] == pytest.approx(np.log(2))
 
 
 def test_estimates_are_means_and_spreads_of_heads(fitted: LanguageModelRewardModel) -> None:
@@ -144,7 +144,7 @@ def test_what_is_remembered_of_the_pairs(fitted: LanguageModelRewardModel) -> No
     assert fitted.data_["n_queries"] == len(set(PAIRS["query"].to_pylist()))
     assert fitted.data_["longer_preferred"] == 1.0  # "blue" has a letter more than "red"
     assert fitted.seen_.overlap(PAIRS["query"].to_pylist())[0] == 100
-    assert any("same held-out pairs" in w for w in fitted.warnings_)
+    assert fitted.warnings_ == []
 
 
 def test_pairs_that_say_nothing_are_left_out(fitted: LanguageModelRewardModel) -> None:
@@ -160,9 +160,7 @@ def test_one_seed_one_model_and_another_another(fitted: LanguageModelRewardModel
     assert not same(model(seed=1).fit(PAIRS), fitted, 1e-4)
 
 
-@pytest.mark.parametrize(
-    "options", [{"micro_batch": 3}, {"micro_batch": 1}, {"gradient_checkpointing": True}], ids=str
-)
+@pytest.mark.parametrize("options", [{"micro_batch": 3}, {"micro_batch": 1}, {"gradient_checkpointing": True}], ids=str)
 @pytest.mark.parametrize("imitation", [0.0, 0.1])
 def test_what_saves_memory_changes_no_result(options: dict[str, Any], imitation: float) -> None:
     few = {"learning_rate": 1e-4, "imitation": imitation, "margin": "pairs"}
@@ -189,22 +187,71 @@ def test_gradient_checkpointing_recomputes_activations() -> None:
     assert calls == {False: 1, True: 2}
 
 
-def test_a_margin_asks_for_larger_differences() -> None:
-    options = {"learning_rate": 1e-3, "epochs": 2}
-    fitted = [model(margin=m, **options).fit(PAIRS) for m in ("none", "pairs")]
-    raw = [differences(m) / m._scale[0] for m in fitted]
-    assert raw[1].mean() > raw[0].mean()
+@pytest.mark.parametrize("margin", [None, [0.5, 1.0, 3.0]])
+@pytest.mark.parametrize("imitation", [0.0, 0.2])
+def test_the_loss_by_hand(margin: list[float] | None, imitation: float) -> None:
+    made, tokenizer = ScalarHeads(load_language_model(BASE, dtype="float32"), 2).eval(), load_tokenizer(BASE)
+    generator = torch.Generator().manual_seed(0)
+    made.head.weight.data.normal_(generator=generator)
+    sides = [[encode(tokenizer, r["query"], r[s], 128) for r in NEW.to_pylist()[:3]] for s in ("chosen", "rejected")]
+    ids, mask, response = pad([*sides[0], *sides[1]], 0)
+    weights_ = torch.rand((3, 2), generator=generator)
+    how = Training(0.7, imitation, 0.3, 1, 8, 8, 1e-3, 100, 0)
+    with torch.inference_mode():
+        wide = None if margin is None else torch.tensor(margin)
+        loss, _ = made(ids, mask, response, wide, weights_, how)
+        rewards = np.array([[(made.head.weight @ state_of(made, row)).numpy() for row in side] for side in sides])
+        written = [-sum(logprobs_of(made, row)[row.context - 1 :]) for row in sides[0]]
+    ahead = rewards[0] - rewards[1] - (0.0 if margin is None else np.array(margin)[:, None])
+    w = weights_.numpy()
+    expected = 0.7 * ((w * np.log1p(np.exp(-ahead))).mean() + 0.3 * (w * (rewards[0] + rewards[1]) ** 2).mean())
+    assert float(loss) == pytest.approx(expected + imitation * np.mean(written), rel=1e-4)
+
+
+def state_of(made: ScalarHeads, row: Encoded) -> torch.Tensor:
+    return made.causal.base_model(torch.tensor([row.ids])).last_hidden_state[0, -1]
+
+
+def logprobs_of(made: Any, row: Encoded) -> list[float]:
+    """Return log P of each token but the first, given those before it."""
+    logprobs = torch.log_softmax(made.causal(torch.tensor([row.ids])).logits[0], dim=-1)
+    return [float(logprobs[t - 1, row.ids[t]]) for t in range(1, len(row.ids))]
+
+
+@pytest.mark.parametrize("margin", ["none", "pairs"])
+def test_what_is_trained_on_is_nine_tenths_with_their_margins(margin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from oirl.rewards import scalar_head
+
+    class Seen(Exception):
+        pass
+
+    def look(_: Any, pairs: Any, how: Training, *__: Any) -> None:
+        raise Seen(pairs, how)
+
+    monkeypatch.setattr(scalar_head, "train", look)
+    with pytest.raises(Seen) as e:
+        model(margin=margin).fit(PAIRS)
+    data, how = e.value.args
+    assert len(data.chosen) == len(data.rejected) == 90
+    assert data.weights.shape == (90, 3)
+    assert data.weights.mean() == pytest.approx(1, abs=0.2)
+    assert (how.batch, how.micro_batch, how.ranking) == (8, 8, 1.0)
+    if margin == "none":
+        assert data.margin is None
+        return
+    tokenizer = load_tokenizer(BASE)
+    of_tokens = {
+        tuple(encode(tokenizer, r["query"], r["chosen"], 128).ids): r["margin"] / np.mean(PAIRS["margin"].to_pylist())
+        for r in PAIRS.to_pylist()
+    }
+    assert data.margin == pytest.approx([of_tokens[tuple(row.ids)] for row in data.chosen])
 
 
 def chosen_loss(fitted: LanguageModelRewardModel) -> float:
     """Return −log P of the tokens of unseen chosen responses, by hand."""
-    losses = []
-    for row in NEW.to_pylist():
-        ids, context = encode(fitted._tokenizer, row["query"], row["chosen"], 128)
-        with torch.inference_mode():
-            logprobs = torch.log_softmax(fitted._model.causal(torch.tensor([ids])).logits[0], dim=-1)
-        losses.append(-sum(float(logprobs[t - 1, ids[t]]) for t in range(context, len(ids))))
-    return float(np.mean(losses))
+    rows = [encode(fitted._tokenizer, r["query"], r["chosen"], 128) for r in NEW.to_pylist()]
+    with torch.inference_mode():
+        return float(np.mean([-sum(logprobs_of(fitted._model, row)[row.context - 1 :]) for row in rows]))
 
 
 def test_imitation_learns_to_write_the_chosen_responses(fitted: LanguageModelRewardModel) -> None:
@@ -223,10 +270,11 @@ def test_ranking_alone_leaves_the_output_layer_as_it_was(fitted: LanguageModelRe
 def test_the_length_limit_holds(fitted: LanguageModelRewardModel) -> None:
     """What of a query lies before the last tokens is not read."""
     short = model(max_length=12).fit(PAIRS.slice(0, 40))
-    responses = ["There are 5 blue apples ."] * 2
-    rewards = short.predict_reward(["Anna buys books . How many ?", "Ben sells hats . How many ?"], responses)
+    queries = ["Anna buys books . How many are there ?", "Ben sells hats . How many are there ?"]
+    responses = ["There are 5 blue apples ."] * 2  # with its end seven tokens: five of the query are read
+    rewards = short.predict_reward(queries, responses)
     assert rewards[0] == rewards[1]
-    unlike = fitted.predict_reward(["Anna buys books . How many ?", "Ben sells hats . How many ?"], responses)
+    unlike = fitted.predict_reward(queries, responses)
     assert unlike[0] != unlike[1]
 
 
@@ -253,9 +301,8 @@ def test_what_is_too_long_loses_the_beginning_of_the_query_first(limit: int) -> 
 
 def test_a_chat_template_is_used() -> None:
     tokenizer = load_tokenizer(BASE)
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }} A {{ m.content }}{% endfor %}{% if add_generation_prompt %} Answer{% endif %}"
-    )
+    each = "{% for m in messages %}{{ m.role }} A {{ m.content }}{% endfor %}"
+    tokenizer.chat_template = each + "{% if add_generation_prompt %} Answer{% endif %}"
     row = encode(tokenizer, "How many ?", "5", 100)
     tokens = tokenizer.convert_ids_to_tokens(row.ids)
     assert tokens[-7:] == ["A", "How", "many", "?", "Answer", "5", "</s>"]
@@ -359,7 +406,7 @@ def command(*arguments: str | Path) -> tuple[list[str], dict[str, str]]:
 @pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     save_pairs(PAIRS, tmp_path / "pairs.parquet")
-    options = ["batch=8", "learning_rate=0.003", "heads=3", "epochs=12", "save_every=2"]
+    options = ["batch=8", "learning_rate=0.003", "heads=3", "epochs=5", "save_every=4"]
     fit = [sys.executable, "-m", "oirl_cli", "fit", tmp_path / "pairs.parquet", "--target", "preference"]
     fit += ["--model", f"language-model:{BASE}", *(x for option in options for x in ("--set", option)), "--out"]
     whole, environment = command(*fit, tmp_path / "whole")
@@ -373,9 +420,11 @@ def test_a_killed_command_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "again").exists()
-    assert checkpoints.is_dir()
-    done = subprocess.run(again, env=environment, check=True, capture_output=True, text=True, timeout=300)
-    assert re.search(r"going on after step \d+", done.stderr)
+    assert list(checkpoints.glob("step-*/progress.json"))
+    other = subprocess.run([*again, "--seed", "1"], env=environment, capture_output=True, text=True, check=False)
+    assert other.returncode == 2
+    assert "another run" in other.stderr  # so what is there is looked at
+    subprocess.run(again, env=environment, check=True, capture_output=True, timeout=300)
     assert not checkpoints.exists()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
@@ -408,10 +457,9 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     pairs = PAIRS.slice(0, 80)
     save_pairs(pairs, tmp_path / "pairs.parquet")
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", tmp_path / "script.py", tmp_path, BASE]
-    arguments, environment = command(*launch)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments, environment = command(*launch, tmp_path / "script.py", tmp_path, BASE)
+    environment |= {"ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2", "2"]

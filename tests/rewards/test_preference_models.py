@@ -278,9 +278,10 @@ def test_paired_responses_are_distinct_and_point_back() -> None:
 
 def test_metrics_by_hand() -> None:
     """Right, wrong, undecided: (1 + 0 + ½)/3; each pair counts in both orders."""
-    found = preference_metrics(np.array([0.9, 0.3, 0.5]), np.arange(3))
+    found = preference_metrics(np.array([2.0, -1.0, 0.0]), np.array([0.9, 0.3, 0.5]), np.arange(3))
     assert found["pair_accuracy"] == 0.5
     assert found["brier"] == pytest.approx((0.01 + 0.49 + 0.25) / 3)
+    assert found["ece"] == pytest.approx((0.1 + 0.7 + 0.0) / 3)  # sure by .9, .7 and .5; right, wrong and half
     assert found["log_loss"] == pytest.approx(-np.log([0.9, 0.3, 0.5]).mean())
     assert (found["ci_low"] or 1) < 0.5 < (found["ci_high"] or 0)
 
@@ -288,8 +289,8 @@ def test_metrics_by_hand() -> None:
 def test_the_interval_of_the_accuracy_is_clustered() -> None:
     """Forty pairs of four groups, alike within each, are no more than four pairs."""
     probability = np.repeat([0.9, 0.9, 0.9, 0.1], 10)
-    alone = preference_metrics(probability, np.arange(40))
-    grouped = preference_metrics(probability, np.repeat(np.arange(4), 10))
+    alone = preference_metrics(probability - 0.5, probability, np.arange(40))
+    grouped = preference_metrics(probability - 0.5, probability, np.repeat(np.arange(4), 10))
     width = [(m["ci_high"] or 0) - (m["ci_low"] or 0) for m in (alone, grouped)]
     assert alone["pair_accuracy"] == grouped["pair_accuracy"] == 0.75
     assert width[1] > 1.8 * width[0]

@@ -70,7 +70,7 @@ def _no_object(row: int, value: Any) -> Refusal:
 
 
 def _is_csv(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(".csv")
+    return path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
 def _is_arrow(path: Path, head: bytes) -> bool:
@@ -107,7 +107,8 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     before = csv.field_size_limit(MAX_LINE_BYTES)
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
-            reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+            delimiter = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+            reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
             header = next(reader, [])
             for row, cells in enumerate(reader, 1):
                 if len(cells) == len(header):

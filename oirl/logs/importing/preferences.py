@@ -130,6 +130,9 @@ def _read_trl(row: int, value: dict[str, Any]) -> Rows:
         yield Refusal(row, "no `prompt`, and `chosen` and `rejected` do not begin alike", value)
         return
     margin = number(value.get("margin"))
+    if margin is None and value.get("margin") is not None:
+        yield Refusal(row, f"margin is {value['margin']!r}: a finite number, or none, is needed", value)
+        return
     if margin is None:
         scores = [number(value.get("score_chosen")), number(value.get("score_rejected"))]
         margin = scores[0] - scores[1] if scores[0] is not None and scores[1] is not None else None
