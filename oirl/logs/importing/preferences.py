@@ -130,8 +130,9 @@ def _read_trl(row: int, value: dict[str, Any]) -> Rows:
         yield Refusal(row, "no `prompt`, and `chosen` and `rejected` do not begin alike", value)
         return
     margin = number(value.get("margin"))
-    if margin is None and value.get("margin") is not None:
-        yield Refusal(row, f"margin is {value['margin']!r}: a finite number, or none, is needed", value)
+    given = value.get("margin")
+    if margin is None and given is not None and given == given:  # NaN, as tables write it, is no margin
+        yield Refusal(row, f"margin is {given!r}: a finite number, or none, is needed", value)
         return
     if margin is None:
         scores = [number(value.get("score_chosen")), number(value.get("score_rejected"))]

@@ -151,6 +151,14 @@ def test_margins(tmp_path: Path) -> None:
     assert column(rows, "query", "margin") == [("a", 1.5), ("b", 4.5), ("c", None), ("d", None)]
 
 
+@pytest.mark.parametrize("odd", [float("inf"), "much"])
+def test_a_margin_that_is_no_number_is_refused(tmp_path: Path, odd: object) -> None:
+    pairs = [{"prompt": p, "margin": m, "chosen": "2", "rejected": "3"} for p, m in (("a", 1.0), ("b", odd))]
+    report, rows = read(write_lines(tmp_path / "m.jsonl", pairs), tmp_path)
+    assert column(rows, "query", "margin") == [("a", 1.0)]
+    assert "a finite number" in report.reasons[0]["reason"]
+
+
 def test_trl_rows_that_show_nothing_are_refused(tmp_path: Path) -> None:
     pairs = [
         {"prompt": "a", "chosen": "2", "rejected": "3"},
