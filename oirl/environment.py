@@ -23,6 +23,8 @@ PACKAGES: dict[str, tuple[str, str | None]] = {
     "math-verify": ("checker math", "math"),
     "torch": ("embeddings, fine-tuning", "tune"),
     "transformers": ("language models", "tune"),
+    "accelerate": ("training of language models", "tune"),
+    "peft": ("LoRA adapters", "tune"),
     "datasets": ("data sets of the hub", "data"),
 }
 _STAND_INS = {"xgboost": "xgboost-cpu"}

@@ -216,11 +216,12 @@ def _curve(
     draws: int,
 ) -> list[dict[str, Any]]:
     shown = ["proxy", *names]
+    proxy = [worth["proxy"].mean(axis=0), *percentile_interval(bootstrap_means(worth["proxy"], rng, draws, clusters))]
     columns = np.hstack([worth[name] for name in names])
-    columns = np.hstack([np.zeros((len(columns), len(sizes))), columns])
-    proxy = percentile_interval(bootstrap_means(worth["proxy"], rng, draws, clusters))
-    table = np.array([success_interval(column, clusters) for column in columns.T]).T.reshape(3, len(shown), len(sizes))
-    table[:, 0] = [worth["proxy"].mean(axis=0), *proxy]
+    success = np.array([success_interval(column, clusters) for column in columns.T]).T.reshape(
+        3, len(names), len(sizes)
+    )
+    table = np.concatenate([np.stack(proxy)[:, None], success], axis=1)
     kl = best_of_n_kl(sizes)
     return [
         {"n": n, "kl": float(kl[j])} | {name: _shown("", table[:, i, j]) for i, name in enumerate(shown)}
