@@ -1,6 +1,6 @@
 """What can be checked of a response without a model: its form, its numbers, and the calculations that it writes down.
 
-On GSM8K replies the calculations carry nearly all that tells right from wrong replies to one query
+On GSM8K replies the calculations carry most of what tells right from wrong replies to one query
 (docs/response_models.md). How an answer is written (last, with a comma, in a box) is left out on purpose: it predicts
 the rule by which verdicts were given rather than whether the answer is right. Pure functions.
 """
