@@ -173,6 +173,7 @@ class BoostedLearner(Learner):
         subsample: Share of rows a tree sees, for verdicts; pairs are always seen whole.
         colsample: Share of features a tree sees.
         min_child_weight: Smallest sum of curvatures in a leaf.
+        centring: Weight of (s₊ + s₋)² beside the loss of each pair.
     """
 
     name = "xgboost"
@@ -185,13 +186,14 @@ class BoostedLearner(Learner):
         subsample: float = 0.8,
         colsample: float = 0.5,
         min_child_weight: float = 5.0,
+        centring: float = 0.0,
     ) -> None:
         require("xgboost", "xgboost", "the reward model 'xgboost'")
         check_above_zero(
             self.name, max_depth=max_depth, eta=eta, rounds=rounds, subsample=subsample, colsample=colsample
         )
         check_range(self.name, 0, 1, subsample=subsample, colsample=colsample)
-        check_range(self.name, 0, float("inf"), min_child_weight=min_child_weight)
+        check_range(self.name, 0, float("inf"), min_child_weight=min_child_weight, centring=centring)
         super().__init__(
             max_depth=max_depth,
             eta=eta,
@@ -199,6 +201,7 @@ class BoostedLearner(Learner):
             subsample=subsample,
             colsample=colsample,
             min_child_weight=min_child_weight,
+            centring=centring,
         )
 
     def fit(self, rows: Matrix, target: Target, groups: np.ndarray, seed: int) -> BoostedLearner:
@@ -226,7 +229,7 @@ class BoostedLearner(Learner):
 
         def objective(scores: np.ndarray, _: Any) -> tuple[np.ndarray, np.ndarray]:
             up, down, curvature = bradley_terry_gradient(
-                scores[pairs.chosen], scores[pairs.rejected], margin=pairs.margin
+                scores[pairs.chosen], scores[pairs.rejected], margin=pairs.margin, centring=p["centring"]
             )
             n = len(scores)
             gradient = np.bincount(pairs.chosen, up, n) + np.bincount(pairs.rejected, down, n)
@@ -269,6 +272,7 @@ class NetworkLearner(Learner):
         epochs: Passes over the data at most.
         patience: Passes without a better held-out loss after which training ends.
         batch: Rows, or pairs, of a step.
+        centring: Weight of (s₊ + s₋)² beside the loss of each pair.
     """
 
     name = "mlp"
@@ -282,12 +286,13 @@ class NetworkLearner(Learner):
         epochs: int = 50,
         patience: int = 3,
         batch: int = 64,
+        centring: float = 0.0,
     ) -> None:
         require("torch", "tune", "the reward model 'mlp'")
         units = [hidden] if isinstance(hidden, int) else list(hidden)
         check_above_zero(self.name, learning_rate=learning_rate, epochs=epochs, batch=batch, patience=patience)
         check_range(self.name, 0, 0.99, dropout=dropout)
-        check_range(self.name, 0, float("inf"), weight_decay=weight_decay)
+        check_range(self.name, 0, float("inf"), weight_decay=weight_decay, centring=centring)
         for width in units:
             check_above_zero(self.name, hidden=width)
         super().__init__(
@@ -298,6 +303,7 @@ class NetworkLearner(Learner):
             epochs=epochs,
             patience=patience,
             batch=batch,
+            centring=centring,
         )
 
     def fit(self, rows: Matrix, target: Target, groups: np.ndarray, seed: int) -> NetworkLearner:

@@ -32,6 +32,7 @@ def train_network(
     epochs: int,
     patience: int,
     batch: int,
+    centring: float,
 ) -> list[np.ndarray]:
     """Return weights and biases, layer after layer, of the pass with the best held-out loss.
 
@@ -49,6 +50,7 @@ def train_network(
         epochs: Passes at most.
         patience: Passes without a better held-out loss after which training ends.
         batch: Rows or pairs of a step.
+        centring: Weight of (s₊ + s₋)² beside the loss of each pair.
     """
     import torch
 
@@ -60,7 +62,7 @@ def train_network(
         network.train()
         order = rng.permutation(items)
         for start in range(0, len(order), batch):
-            loss = _loss(network, rows, target, order[start : start + batch])
+            loss = _loss(network, rows, target, order[start : start + batch], centring)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -70,7 +72,7 @@ def train_network(
         network.eval()
         with torch.no_grad():
             parts = [held_out[i : i + 1024] for i in range(0, len(held_out), 1024)]
-            now = sum(float(_loss(network, rows, target, p)) * len(p) for p in parts) / len(held_out)
+            now = sum(float(_loss(network, rows, target, p, centring)) * len(p) for p in parts) / len(held_out)
         if now < best:
             best, kept, worse = now, _weights(network), 0
         else:
@@ -100,14 +102,14 @@ def _divide(target: Target, groups: np.ndarray, rng: np.random.Generator) -> tup
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def _loss(network: torch.nn.Module, rows: Matrix, target: Target, items: np.ndarray) -> torch.Tensor:
+def _loss(network: torch.nn.Module, rows: Matrix, target: Target, items: np.ndarray, centring: float) -> torch.Tensor:
     import torch
 
     if isinstance(target, Comparisons):
         chosen = network(_tensor(rows, target.chosen[items]))[:, 0]
         rejected = network(_tensor(rows, target.rejected[items]))[:, 0]
         margin = None if target.margin is None else torch.as_tensor(target.margin[items], dtype=torch.float32)
-        return bradley_terry_loss(chosen, rejected, margin=margin)[0]
+        return bradley_terry_loss(chosen, rejected, margin=margin, centring=centring)[0]
     score = network(_tensor(rows, items))[:, 0]
     runs = torch.as_tensor(target.runs[items], dtype=torch.float32)
     right = torch.as_tensor(target.successes[items], dtype=torch.float32)

@@ -389,3 +389,18 @@ def test_shares_and_weights_out_of_range_are_the_users_error(make: Callable[[], 
     rows, target = verdicts(40)
     with pytest.raises(ConfigError):
         make().fit(rows, target, np.arange(40), 0)
+
+
+@pytest.mark.parametrize("learner", [BoostedLearner, NetworkLearner])
+def test_centring_draws_the_sum_of_two_scores_to_zero(learner: Any) -> None:
+    """Only differences are learned; with centring, a constant that all rows share is not left to chance."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 3)).astype(np.float32) + np.array([2, 0, 0], np.float32)
+    order = np.argsort(rows[:, 0])
+    pairs = Comparisons(order[100:], order[:100])
+    sums = []
+    for centring in (0.0, 1.0):
+        scores = learner(centring=centring).fit(rows, pairs, np.arange(200), 0).scores(rows)
+        assert (scores[pairs.chosen] > scores[pairs.rejected]).mean() > 0.8
+        sums.append(np.abs(scores[pairs.chosen] + scores[pairs.rejected]).mean() / scores.std())
+    assert sums[1] < 0.9 * sums[0]
