@@ -102,7 +102,9 @@ def _divide(target: Target, groups: np.ndarray, rng: np.random.Generator) -> tup
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def _loss(network: torch.nn.Module, rows: Matrix, target: Target, items: np.ndarray, centring: float) -> torch.Tensor:
+def _loss(
+    network: torch.nn.Module, rows: Matrix, target: Target, items: np.ndarray, centring: float = 0.0
+) -> torch.Tensor:
     import torch
 
     if isinstance(target, Comparisons):
