@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from oirl.errors import UnknownNameError
 from oirl.rewards.embedders import Matrix, TfidfEmbedder, make_embedder, restore_embedder
 from oirl.rewards.response_checks import CHECKS, check_response
 from oirl.rewards.saving import named
@@ -51,7 +52,10 @@ class ResponseFeatures:
     """
 
     def __init__(self, embedder: Any) -> None:
-        self.embedder: Any = None if embedder == CHECKS_ONLY else make_embedder(embedder)
+        try:
+            self.embedder: Any = None if embedder == CHECKS_ONLY else make_embedder(embedder)
+        except UnknownNameError as e:
+            raise UnknownNameError(f"{e}; or {CHECKS_ONLY}, for responses") from e
         self._asked = _query_embedder(self.embedder)
         self._scale: dict[str, np.ndarray] = {}
 
