@@ -11,18 +11,10 @@ from typing import Any
 import numpy as np
 
 from oirl.errors import ConfigError, require
+from oirl.language_models import load_language_model, load_tokenizer, padding_id, token_limit
 from oirl.rewards.cache import cached_rows
 from oirl.rewards.embedders import DenseEmbedder, DenseRows, folder_state
-from oirl.rewards.encoding import (
-    Encoded,
-    by_length,
-    encode,
-    load_language_model,
-    load_tokenizer,
-    pad,
-    padding_id,
-    token_limit,
-)
+from oirl.rewards.encoding import Encoded, by_length, encode, pad
 
 POOLINGS = ("last", "mean")
 _BATCH = 32

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, require
+from oirl.language_models import load_language_model, load_tokenizer, padding_id, token_limit
 from oirl.logs.pairs import group_pairs, usable_pairs
 from oirl.logs.splits import assign_folds, assign_test
 from oirl.logs.store import table_fingerprint
 from oirl.rewards.base import Estimates
-from oirl.rewards.encoding import by_length, encode, load_language_model, load_tokenizer, pad, padding_id, token_limit
+from oirl.rewards.encoding import by_length, encode, pad
 from oirl.rewards.learners import check_above_zero
 from oirl.rewards.preferences import (
     PairedResponses,

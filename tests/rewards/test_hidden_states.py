@@ -19,10 +19,10 @@ from conftest import make_log, make_queries
 
 from oirl import BradleyTerryRewardModel, PromptRewardModel, load
 from oirl.errors import ConfigError, ModelFileError, OirlError
+from oirl.language_models import load_language_model, load_tokenizer
 from oirl.records import PREFERENCE_SCHEMA
 from oirl.rewards import hidden_states
 from oirl.rewards.embedders import make_embedder
-from oirl.rewards.encoding import load_language_model, load_tokenizer
 from oirl.rewards.hidden_states import HiddenStateEmbedder
 from oirl_data import small_lm_path
 

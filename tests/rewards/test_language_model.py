@@ -25,9 +25,10 @@ from conftest import ROOT
 
 from oirl import load
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, OirlError
+from oirl.language_models import load_language_model, load_tokenizer, token_limit
 from oirl.logs.pairs import EMPTY, SAME, save_pairs
 from oirl.records import PREFERENCE_SCHEMA
-from oirl.rewards.encoding import Encoded, by_length, encode, load_language_model, load_tokenizer, pad, token_limit
+from oirl.rewards.encoding import Encoded, by_length, encode, pad
 from oirl.rewards.language_model import LanguageModelRewardModel, parameters_of
 from oirl.rewards.scalar_head import ScalarHeads, Training
 from oirl_data import small_lm_path
