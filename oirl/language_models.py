@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from oirl.errors import ConfigError, require
+
+Rendered: TypeAlias = str | Sequence[dict[str, str]]
+"""Text that a model reads as it stands, or the messages of a chat, to which its chat template is applied."""
 
 _LONGEST = 4096
 _UNSET = 1 << 24  # tokenizers without a limit give an absurdly large one
@@ -52,3 +57,54 @@ def token_limit(model: Any, tokenizer: Any, wanted: int | None = None) -> int:
 def padding_id(tokenizer: Any) -> int:
     """Return the id to pad with: masked, so that any will do where a tokenizer has none."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+
+
+def prompt_tokens(tokenizer: Any, rendered: Rendered) -> list[int]:
+    """Return the tokens that a model reads before it responds.
+
+    Plain text gets the tokens that the tokenizer puts before a text, but no end-of-text token after it. Where a chat
+    template knows no system message, the system message stands at the head of the user's.
+
+    Raises:
+        ConfigError: If messages are given and the tokenizer has no chat template, or the template refuses them.
+    """
+    if isinstance(rendered, str):
+        ids = list(tokenizer(rendered)["input_ids"])
+        return ids[:-1] if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id else ids
+    if not tokenizer.chat_template:
+        raise ConfigError("messages need a chat template, and this model's tokenizer has none; give it plain text")
+    turns = list(rendered)
+    try:
+        return _apply_template(tokenizer, turns)
+    except Exception as e:  # templates raise what they like
+        if len(turns) < 2 or turns[0]["role"] != "system":
+            raise ConfigError(f"the chat template refuses the messages: {e}") from e
+    merged = {"role": turns[1]["role"], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+    try:
+        return _apply_template(tokenizer, [merged, *turns[2:]])
+    except Exception as e:
+        raise ConfigError(f"the chat template refuses the messages: {e}") from e
+
+
+def _apply_template(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:
+    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids of the tokens at which the model ends a response, ascending."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if found is None:
+        found = tokenizer.eos_token_id
+    return sorted({found} if isinstance(found, int) else set(found or ()))
+
+
+def folder_fingerprint(folder: str | Path) -> str:
+    """Return a hash of the configuration, tokenizer and weights in a model's folder: all bytes of them."""
+    digest = sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt") and path.is_file():
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()[:32]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from oirl.language_models import prompt_tokens
+
 
 class Encoded(NamedTuple):
     """The tokens of a query and a response.
@@ -24,13 +26,9 @@ def encode(tokenizer: Any, query: str, response: str, limit: int) -> Encoded:
     A tokenizer with a chat template gets the query as the user's message; without one, query and response are joined by
     an empty line. What is too long loses the beginning of the query first, then the end of the response.
     """
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": query}]
-        asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    else:
-        asked = tokenizer(query + "\n\n")["input_ids"]
-        if tokenizer.eos_token_id is not None and asked and asked[-1] == tokenizer.eos_token_id:
-            asked = asked[:-1]
+    asked = prompt_tokens(
+        tokenizer, [{"role": "user", "content": query}] if tokenizer.chat_template else query + "\n\n"
+    )
     said = tokenizer(response, add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
         said = [*said, tokenizer.eos_token_id]

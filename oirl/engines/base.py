@@ -1,0 +1,175 @@
+"""What every engine does: text or messages in, completions with tokens and log-probs out, errors item by item."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from oirl.errors import ConfigError, OirlError
+from oirl.language_models import Rendered
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+LOGPROBS_MODES = ("raw", "processed")
+_SEED_BITS = 31  # the least that any server takes
+
+
+class EngineError(OirlError, RuntimeError):
+    """An engine cannot go on: no server, no access, no such model, weights that are not those they should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn.
+
+    Attributes:
+        max_tokens: The most tokens of a response.
+        temperature: Logits are divided by it; 0 takes the likeliest token each time.
+        top_p: Draw from the likeliest tokens that together have this probability.
+        top_k: Draw from so many of the likeliest tokens; None for all.
+        stop: Texts at which a response ends; they are no part of its text.
+        n: Responses to each rendered text.
+        seed: Another seed gives other responses.
+        logprobs: Whether the log-probs of the sampled tokens are wanted.
+    """
+
+    max_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    seed: int = 0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "max_tokens": (self.max_tokens >= 1, "1 or more"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "1 or more, or none"),
+            "stop": (not isinstance(self.stop, str) and all(self.stop), "texts that are not empty"),
+            "n": (self.n >= 1, "1 or more"),
+        }
+        for name, (right, what) in allowed.items():
+            if not right:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}; allowed: {what}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that decide what is drawn, for JSON."""
+        settings = {k: v for k, v in asdict(self).items() if k not in ("n", "logprobs")}
+        return settings | {"stop": list(self.stop)}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to complete.
+
+    Attributes:
+        rendered: Text or messages.
+        seed: Decides the draws of this request, whatever else is drawn with it (in `transformers` and vLLM; servers
+            may ignore it).
+    """
+
+    rendered: Rendered
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One response, or why there is none.
+
+    Attributes:
+        text: The response, without the end-of-text token and without a stop string; None if it failed.
+        finish_reason: "stop" at the end-of-text token or a stop string, "length" at `max_tokens` or the model's limit;
+            else what a server says.
+        token_ids: All sampled tokens, the end-of-text token among them; None where an engine does not tell.
+        logprobs: log π(token | all before it) of each of `token_ids`, in nats: of the model itself (`raw`) or as it was
+            drawn, after temperature, top-k and top-p (`processed`), as the engine was made; None where not asked for.
+        prompt_ids: The tokens that the model read.
+        tokens_in: How many these are.
+        tokens_out: How many were sampled.
+        latency_s: Seconds from sending to receiving; of a batch those of the whole batch.
+        error: Why there is no response.
+    """
+
+    text: str | None
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    latency_s: float | None = None
+    error: str | None = None
+
+
+def failed(reason: str, n: int = 1) -> list[Completion]:
+    """Return the completions of a request that failed."""
+    return [Completion(None, error=" ".join(reason.split()))] * n
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a seed of 31 bits that depends on all of the parts and on nothing else."""
+    key = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
+
+
+class Engine(ABC):
+    """Something that completes text with one language model; a context manager that frees it at the end.
+
+    Attributes:
+        name: The engine's name in the registry.
+        model: Name of the model, as it stands in a log.
+        chat: Whether the model is given messages rather than plain text.
+        weight_version: Raised by one with every update of the weights.
+    """
+
+    name: str
+    model: str
+    chat: bool
+    weight_version: int = 0
+
+    @abstractmethod
+    def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield (position, `sampling.n` completions) of the requests as they finish, in any order.
+
+        Requests are taken from the iterable only when there is room for them. What fails is a completion with an
+        `error`; the others go on.
+
+        Raises:
+            EngineError: If the engine as a whole cannot go on.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return engine, version, model and what tells its weights from others', for JSON."""
+
+    def score(self, prompt_ids: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the raw log-probs that the model gives to tokens after a prompt; ids in, nothing is tokenised.
+
+        Raises:
+            EngineError: If the engine cannot score given tokens.
+        """
+        raise EngineError(f"the engine {self.name!r} cannot give log-probs of given tokens")
+
+    def generate(self, rendered: Sequence[Rendered], sampling: Sampling) -> list[list[Completion]]:
+        """Return `sampling.n` completions of each rendered text, in its order."""
+        found: list[list[Completion]] = [[] for _ in rendered]
+        requests = (Request(text, derive_seed(sampling.seed, i)) for i, text in enumerate(rendered))
+        for position, completions in self.stream(requests, sampling):
+            found[position] = completions
+        return found
+
+    def close(self) -> None:  # noqa: B027  (most engines have something to free, not all)
+        """Free what the engine holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
