@@ -18,7 +18,9 @@ _PUBLIC = {
     "PromptSelector": "oirl.selection.selector",
     "RewardFunction": "oirl.selection.ranking",
     "ResponseRewardModel": "oirl.rewards.responses",
+    "Sampling": "oirl.engines.base",
     "audit": "oirl.evaluation.audit",
+    "collect": "oirl.engines.collecting",
     "evaluate": "oirl.evaluation.evaluate",
     "evaluate_preferences": "oirl.evaluation.preferences",
     "evaluate_responses": "oirl.evaluation.responses",
@@ -26,6 +28,7 @@ _PUBLIC = {
     "import_log": "oirl.logs.importing.pipeline",
     "load": "oirl.rewards.saving",
     "make_pairs": "oirl.logs.pairs",
+    "open_engine": "oirl.engines.opening",
     "rank": "oirl.selection.ranking",
     "read_log": "oirl.logs.store",
     "read_pairs": "oirl.logs.pairs",
@@ -36,6 +39,9 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
+    from oirl.engines.base import Sampling as Sampling
+    from oirl.engines.collecting import collect as collect
+    from oirl.engines.opening import open_engine as open_engine
     from oirl.errors import OirlError as OirlError
     from oirl.evaluation.audit import audit as audit
     from oirl.evaluation.evaluate import evaluate as evaluate

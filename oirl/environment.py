@@ -25,6 +25,8 @@ PACKAGES: dict[str, tuple[str, str | None]] = {
     "transformers": ("language models", "tune"),
     "accelerate": ("training of language models", "tune"),
     "peft": ("LoRA adapters", "tune"),
+    "openai": ("engine openai: servers", "openai"),
+    "vllm": ("engine vllm, on GPUs", "vllm"),
     "datasets": ("data sets of the hub", "data"),
 }
 _STAND_INS = {"xgboost": "xgboost-cpu"}

@@ -55,6 +55,11 @@ KINDS: dict[str, dict[str, str]] = {
         "choice": "oirl.logs.checkers:choice",
         "math": "oirl.logs.checkers:math",
     },
+    "engines": {
+        "transformers": "oirl.engines.transformers_engine:TransformersEngine",
+        "vllm": "oirl.engines.vllm_engine:VLLMEngine",
+        "openai": "oirl.engines.openai_engine:OpenAIEngine",
+    },
     "embedders": {
         "tfidf": "oirl.rewards.embedders:TfidfEmbedder",
         "sentence-transformers": "oirl.rewards.embedders:SentenceEmbedder",

@@ -8,7 +8,7 @@ import typer
 
 from oirl_cli.output import print_json, print_table
 
-_MODEL_KINDS = ("prompt-models", "response-models", "preference-models", "embedders", "checkers")
+_SHOWN = ("prompt-models", "response-models", "preference-models", "embedders", "checkers", "engines")
 _JSON = typer.Option("--json", help="Print one JSON document.")
 
 
@@ -20,12 +20,10 @@ def register(app: typer.Typer) -> None:
 
 
 def models(json_: Annotated[bool, _JSON] = False) -> None:
-    """List the registered reward models, embedders and checkers."""
+    """List the registered reward models, embedders, checkers and engines."""
     from oirl.registry import names
 
-    kinds = {
-        kind: names(kind) for kind in ("prompt-models", "response-models", "preference-models", "embedders", "checkers")
-    }
+    kinds = {kind: names(kind) for kind in _SHOWN}
     if json_:
         print_json(kinds)
         return

@@ -14,7 +14,7 @@ import typer
 from oirl import __version__
 from oirl.errors import OirlError
 from oirl.logs.text import printable
-from oirl_cli import audit, demo, fitting, known, logs, models, responses
+from oirl_cli import audit, collecting, demo, fitting, known, logs, models, responses
 
 _STOPPED = 130
 _NO_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF)
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (demo, logs, audit, fitting, models, responses, known):
+for module in (demo, logs, audit, fitting, models, responses, collecting, known):
     module.register(app)
 
 

@@ -95,6 +95,8 @@ class Completion:
         tokens_out: How many were sampled.
         latency_s: Seconds from sending to receiving; of a batch those of the whole batch.
         error: Why there is no response.
+        refused: Whether the request itself was to blame, so that asking again does not help.
+        model_fingerprint: What a server says of the version of the model that responded.
     """
 
     text: str | None
@@ -106,11 +108,18 @@ class Completion:
     tokens_out: int | None = None
     latency_s: float | None = None
     error: str | None = None
+    refused: bool = False
+    model_fingerprint: str | None = None
 
 
 def failed(reason: str, n: int = 1) -> list[Completion]:
-    """Return the completions of a request that failed."""
+    """Return the completions of a request that failed and may succeed another time."""
     return [Completion(None, error=" ".join(reason.split()))] * n
+
+
+def refused(reason: str, n: int = 1) -> list[Completion]:
+    """Return the completions of a request that cannot be answered."""
+    return [Completion(None, error=" ".join(reason.split()), refused=True)] * n
 
 
 def derive_seed(*parts: object) -> int:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, Request, Sampling, derive_seed, failed
+from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, Request, Sampling, derive_seed, refused
 from oirl.engines.draws import RowDraws, StopTexts
 from oirl.errors import ConfigError, OirlError, require
 from oirl.language_models import (
@@ -122,7 +122,7 @@ class TransformersEngine(Engine):
             for position, request in block:
                 found = self._rows(position, request, sampling)
                 if isinstance(found, str):
-                    yield position, failed(found, sampling.n)
+                    yield position, refused(found, sampling.n)
                 else:
                     rows += found
             got: dict[int, dict[int, Completion]] = {}
@@ -186,7 +186,7 @@ class TransformersEngine(Engine):
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             if len(batch) == 1:
-                return failed("the memory of the GPU does not suffice")
+                return refused("the memory of the GPU does not suffice")
             middle = len(batch) // 2
             self._batch_size = max(min(self._batch_size, middle), 1)
         return self._complete(batch[:middle], sampling) + self._complete(batch[middle:], sampling)

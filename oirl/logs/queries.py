@@ -14,15 +14,22 @@ from oirl.logs.importing.coerce import coerce
 from oirl.logs.importing.objects import read_objects
 from oirl.logs.importing.pipeline import detect
 from oirl.logs.store import find_files
-from oirl.logs.text import normalise, text_id
-from oirl.records import QUERY_SCHEMA
+from oirl.logs.text import normalise, template_id, text_id
+from oirl.records import QUERY_SCHEMA, Query
 
 
 def read_queries(path: str | Path) -> tuple[list[str], list[str]]:
-    """Return (query_ids, queries) of a JSONL, CSV, TSV, Parquet, Arrow or problem file, row by row.
+    """Return (query_ids, queries) of a file, row by row; see `read_query_records`."""
+    records = read_query_records(path)
+    return [record.query_id for record in records], [record.query for record in records]
+
+
+def read_query_records(path: str | Path) -> list[Query]:
+    """Return the queries of a JSONL, CSV, TSV, Parquet, Arrow, text or problem file (GSM8K, SVAMP), row by row.
 
     Args:
-        path: A file with a column `query` and, if there is one, `query_id`; by default a hash of the text.
+        path: A file with a column `query` and, if they are there, `query_id` (by default a hash of the text), `answer`,
+            `dataset`, `split` and `metadata`; or a text file with a query a line.
 
     Raises:
         NotFoundError: If the file is not there.
@@ -35,31 +42,33 @@ def read_queries(path: str | Path) -> tuple[list[str], list[str]]:
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty; a file with a column `query` is needed")
     if file.suffix.lower() == ".txt":
-        return parse_query_lines(_read_text(file).splitlines(), str(file))
-    ids: list[str] = []
-    queries: list[str] = []
+        pairs = zip(*parse_query_lines(_read_text(file).splitlines(), str(file)), strict=True)
+        return [Query(name, text) for name, text in pairs]
+    records: list[Query] = []
     for chunk in _query_chunks(file):
         if chunk.refused:
             raise DataError(f"{file}:{chunk.refused[0].row}: {chunk.refused[0].reason}")
-        texts, bad = coerce(QUERY_SCHEMA.field("query"), chunk.columns["query"])
-        names = [None] * len(texts)
-        if "query_id" in chunk.columns:
-            array, bad_ids = coerce(QUERY_SCHEMA.field("query_id"), chunk.columns["query_id"])
-            names, bad = array.to_pylist(), bad | bad_ids
-        for i, (name, text) in enumerate(zip(names, texts.to_pylist(), strict=True)):
+        columns: dict[str, list[Any]] = {}
+        bad: dict[int, str] = {}
+        for name in (name for name in QUERY_SCHEMA.names if name in chunk.columns):
+            array, refused = coerce(QUERY_SCHEMA.field(name), chunk.columns[name])
+            columns[name], bad = array.to_pylist(), bad | refused
+        for i, text in enumerate(columns["query"]):
             if i in bad or text is None or not text.strip():
                 raise DataError(f"{file}:{chunk.rows[i]}: {bad.get(i, 'query is empty: it is required')}")
-            ids.append(text_id(text) if name is None else name)
-            queries.append(text)
-    if not queries:
+            row = {name: values[i] for name, values in columns.items()}
+            records.append(
+                Query(**{**row, "query_id": text_id(text) if row.get("query_id") is None else row["query_id"]})
+            )
+    if not records:
         raise DataError(f"{file} holds no query")
-    return ids, queries
+    return records
 
 
 def _query_chunks(file: Path) -> Iterator[Chunk]:
     importer = detect(file)
     try:
-        yield from importer.chunks(file, Request({"query_id": "query_id", "query": "query"}))
+        yield from importer.chunks(file, Request({name: name for name in QUERY_SCHEMA.names}))
     except DataError as e:
         # What helps an import does not help here.
         message, _, advice = str(e).partition("; use --map")
@@ -195,6 +204,20 @@ def read_prompts(path: str | os.PathLike[str]) -> list[tuple[str | None, str | N
     if not prompts:
         raise DataError(f"{file} holds no prompt")
     return prompts
+
+
+def read_templates(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Return (prompt_id, template) of every prompt of a file; the id is by default a hash of the template.
+
+    Raises:
+        NotFoundError: If the file is not there.
+        DataError: If it does not hold prompts, or one has no template.
+    """
+    found = read_prompts(path)
+    for number, (name, template) in enumerate(found, 1):
+        if template is None:
+            raise DataError(f"{path}: prompt {number} ({name!r}) has no template; give it one under `prompt`")
+    return [(template_id(text) if name is None else name, text) for name, text in found if text is not None]
 
 
 def _read_text(file: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
@@ -31,11 +31,14 @@ class LogWriter:
         path: The file to write; an earlier one is replaced on success.
         record: A key of `records.SCHEMAS`; it fixes the columns.
 
+        notes: What else the file's metadata shall say, name -> text.
+
     Use as a context manager; leaving it by an exception leaves no file behind.
     """
 
-    def __init__(self, path: Source, record: str = "interactions") -> None:
+    def __init__(self, path: Source, record: str = "interactions", notes: Mapping[str, str] | None = None) -> None:
         self.path = Path(path)
+        self.notes = dict(notes or {})
         self.record = record
         self.schema = SCHEMAS[record]
         self.rows = 0
@@ -63,7 +66,8 @@ class LogWriter:
         if error[0] is None:
             self.fingerprint = self._fingerprint.hexdigest()
             self._writer.add_key_value_metadata(
-                {
+                {f"{_PREFIX}{name}": text for name, text in self.notes.items()}
+                | {
                     f"{_PREFIX}record": self.record,
                     f"{_PREFIX}schema_version": str(SCHEMA_VERSION),
                     f"{_PREFIX}version": __version__,

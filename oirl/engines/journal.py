@@ -1,0 +1,140 @@
+"""The journal of a collecting run: a line a run, appended as it finishes, from which a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oirl.errors import ConfigError, DataError, WriteError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two runs on one journal are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+_SYNC_EVERY_S = 2.0
+
+
+class Journal:
+    """A file of JSON lines: the run's identity, then its rows. A last line that is only half there is cut off.
+
+    What is appended is safe from the death of the process at once, and from that of the machine within two seconds.
+
+    Args:
+        path: The file; made if it is not there.
+        identity: What the run is: a journal of another run is refused.
+
+    Attributes:
+        rows: The rows that an earlier process has left.
+
+    Raises:
+        ConfigError: If it is the journal of another run, or a process is writing to it.
+        DataError: If a line within it is damaged.
+        WriteError: If it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.rows: list[dict[str, Any]] = []
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        except OSError as e:
+            raise WriteError(f"cannot write {self.path}: {e.strerror}") from e
+        try:
+            self._lock()
+            self._read(dict(identity))
+        except BaseException:
+            self._file.close()
+            raise
+        self._synced = time.monotonic()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+        self._write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        if time.monotonic() - self._synced > _SYNC_EVERY_S:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Close the file; it stays for the next process."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def remove(self) -> None:
+        """Close and delete the file: its rows stand elsewhere."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise ConfigError(f"{self.path} is being written by another process; wait for it, or stop it") from e
+
+    def _read(self, identity: dict[str, Any]) -> None:
+        self._file.seek(0)
+        lines = self._file.readall().split(b"\n")
+        half = lines.pop()
+        if half:
+            self._file.truncate(sum(len(line) + 1 for line in lines))
+        if not lines:
+            self._write(json.dumps({"run": identity}, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+            return
+        found = [self._parse(number, line) for number, line in enumerate(lines, 1)]
+        earlier = found[0].get("run")
+        if not isinstance(earlier, dict):
+            raise DataError(f"{self.path}:1: not the journal of a run; move the file away")
+        check_same_run(str(self.path), earlier, identity)
+        self.rows = found[1:]
+
+    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise DataError(f"{self.path}:{number}: damaged: {e}; delete this line to make its run again") from e
+        if not isinstance(row, dict):
+            raise DataError(f"{self.path}:{number}: damaged: not an object; delete this line to make its run again")
+        return row
+
+    def _write(self, data: bytes) -> None:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as e:
+            raise WriteError(f"cannot write {self.path}: {e.strerror}; what it holds stays for the next try") from e
+
+
+def check_same_run(where: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose settings were others.
+
+    Raises:
+        ConfigError: Naming the settings that differ.
+    """
+    names = [*earlier, *(name for name in now if name not in earlier)]
+    differ = [
+        f"{n} was {_short(earlier.get(n))}, is {_short(now.get(n))}" for n in names if earlier.get(n) != now.get(n)
+    ]
+    if differ:
+        raise ConfigError(
+            f"{where} holds a run with other settings: {'; '.join(differ)}; name another --out, or take those"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,357 @@
+"""The engine `openai`: any server with the interface of OpenAI (vLLM, llama.cpp, …), by the official client."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from oirl.engines.base import Completion, Engine, EngineError, Request, Sampling, failed, refused
+from oirl.errors import ConfigError, require
+
+T = TypeVar("T")
+_TRANSIENT = (408, 409, 425, 429)
+_FATAL = (401, 403, 404)
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
+_OPENAI = "api.openai.com"
+
+
+class OpenAIEngine(Engine):
+    """Ask a server, many requests at a time; what fails for a while is asked again.
+
+    Errors that may pass (429, 5xx, timeouts, broken connections, replies that are no JSON) are tried again after
+    0.5, 1, 2, … 60 seconds, jittered, or when the server says (`Retry-After`); after a 429 all requests wait. A request
+    that the server refuses (400, 413, 422) fails alone. No access or no such model ends it all.
+
+    Args:
+        model: The model's name on the server.
+        base_url: Such as "http://127.0.0.1:8000/v1"; by default OPENAI_BASE_URL, else OpenAI's own.
+        api_key_env: The environment variable that holds the key; a server of your own may need none.
+        chat: Whether to send messages (/chat/completions) or plain text (/completions).
+        concurrency: The most requests at a time.
+        timeout: Seconds in which a request must be answered in full.
+        max_retries: How often a request is tried again.
+        requests_per_minute: The most requests to begin in a minute; None for no limit.
+
+    Raises:
+        MissingPackageError: If the client is not installed.
+        ConfigError: If a parameter is not allowed, or there is no key for OpenAI's own server.
+        EngineError: If the server cannot be reached or has no such model.
+    """
+
+    name = "openai"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key_env: str = "OPENAI_API_KEY",
+        chat: bool = True,
+        concurrency: int = 16,
+        timeout: float = 120.0,
+        max_retries: int = 6,
+        requests_per_minute: float | None = None,
+    ) -> None:
+        require("openai", "openai", "the engine `openai`")
+        from openai import AsyncOpenAI
+
+        if concurrency < 1 or timeout <= 0 or max_retries < 0 or (requests_per_minute or 1) <= 0:
+            raise ConfigError(
+                f"concurrency = {concurrency}, timeout = {timeout}, max_retries = {max_retries}, requests_per_minute = "
+                f"{requests_per_minute}; allowed: 1 or more, above 0, 0 or more, above 0"
+            )
+        self.model, self.chat = str(model), chat
+        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or f"https://{_OPENAI}/v1"
+        key = os.environ.get(api_key_env)
+        if not key and self._is_openai:
+            raise ConfigError(f"{self.base_url} needs a key: set the environment variable {api_key_env}")
+        self._concurrency, self._timeout, self._max_retries = concurrency, timeout, max_retries
+        self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._not_before = self._next_start = 0.0
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="oirl-openai").start()
+        self._client = AsyncOpenAI(api_key=key or "none", base_url=self.base_url, max_retries=0, timeout=timeout)
+        try:
+            self._card = self._find_model()
+        except BaseException:
+            self.close()
+            raise
+        self._is_vllm = self._card.get("owned_by") == "vllm"
+
+    @property
+    def _is_openai(self) -> bool:
+        return _OPENAI in self.base_url
+
+    def describe(self) -> dict[str, Any]:
+        """Return engine, the client's and, of vLLM, the server's version, model and address."""
+        import openai
+
+        server = self._wait(self._version()) if self._is_vllm else None
+        return {
+            "engine": self.name,
+            "engine_version": openai.__version__,
+            "server_version": server,
+            "base_url": self.base_url,
+            "model": self.model,
+            "model_fingerprint": self._card.get("root"),
+            "chat": self.chat,
+        }
+
+    def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield completions as they come; see `Engine.stream`."""
+        done: queue.Queue[tuple[int, Future[list[Completion]]]] = queue.Queue()
+        pending = enumerate(requests)
+        running: dict[int, Future[list[Completion]]] = {}
+        fatal: EngineError | None = None
+        try:
+            while True:
+                while not fatal and len(running) < self._concurrency and (item := next(pending, None)) is not None:
+                    position, request = item
+                    future = asyncio.run_coroutine_threadsafe(self._complete(request, sampling), self._loop)
+                    running[position] = future
+                    future.add_done_callback(lambda f, position=position: done.put((position, f)))  # type: ignore[misc]
+                if not running:
+                    break
+                position, future = done.get()
+                del running[position]
+                try:
+                    completions = future.result()
+                except EngineError as e:  # what is on its way is paid for: it is waited for
+                    fatal = e
+                else:
+                    yield position, completions
+            if fatal:
+                raise fatal
+        finally:
+            for future in running.values():
+                future.cancel()
+
+    def score(self, prompt_ids: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the raw log-probs of given tokens, of a vLLM server; see `Engine.score`."""
+        if not self._is_vllm:
+            return super().score(prompt_ids, token_ids)
+
+        async def all_of_them() -> list[list[float]]:
+            room = asyncio.Semaphore(self._concurrency)
+
+            async def one(prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+                async with room:
+                    return await self._score(prompt, tokens)
+
+            return await asyncio.gather(*(one(p, t) for p, t in zip(prompt_ids, token_ids, strict=True)))
+
+        return self._wait(all_of_them())
+
+    def close(self) -> None:
+        """Break off what is running and close the connections."""
+        if self._loop.is_running():
+            self._wait(self._shut())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _shut(self) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await self._client.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _find_model(self) -> dict[str, Any]:
+        """Return the server's card of the model, {} if it does not list it but may still have it."""
+        try:
+            reply = self._wait(self._retrying(lambda: self._client.models.list()))
+        except _Refused as e:
+            # Gateways need not list models; what they have shows with the first request.
+            if e.status in (401, 403):
+                raise EngineError(f"{self.base_url}: {e}") from e
+            return {}
+        except _Failed as e:
+            raise EngineError(f"{self.base_url} does not answer: {e}") from e
+        listed = getattr(reply, "data", None)
+        cards = {card.id: card.model_dump() for card in listed} if isinstance(listed, list) else {}
+        local = [name for name, card in cards.items() if card.get("owned_by") == "vllm"]
+        if local and self.model not in cards:
+            raise EngineError(f"{self.base_url} has no model {self.model!r}; it has: {', '.join(cards)}")
+        return cards.get(self.model, {})
+
+    async def _version(self) -> str | None:
+        url = self.base_url.rstrip("/").removesuffix("/v1") + "/version"
+        try:
+            reply = await self._retrying(lambda: self._client.get(url, cast_to=object))
+        except (_Refused, _Failed):
+            return None
+        return str(reply["version"]) if isinstance(reply, dict) and "version" in reply else None
+
+    async def _retrying(self, ask: Callable[[], Awaitable[Any]], check: Callable[[Any], Any] = lambda _: None) -> Any:
+        """Return a reply that passes a check, asking again as long as it may help."""
+        for attempt in range(self._max_retries + 1):
+            await self._turn()
+            try:
+                reply = await asyncio.wait_for(ask(), self._timeout)
+                check(reply)
+                return reply
+            except (asyncio.TimeoutError, Exception) as e:  # asyncio's own is no TimeoutError before Python 3.11
+                reason, told = _passing(e, self._timeout)
+            wait = min(_FIRST_WAIT_S * 2**attempt, _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
+            if told is not None:
+                wait = max(told, wait)
+                self._not_before = max(self._not_before, time.monotonic() + told)
+            if attempt < self._max_retries:
+                await asyncio.sleep(wait)
+        raise _Failed(f"{reason}; tried {self._max_retries + 1} times")
+
+    async def _turn(self) -> None:
+        """Wait until a request may begin: not more often than allowed, not while the server wants to be left alone."""
+        now = time.monotonic()
+        start = max(now, self._not_before, self._next_start)
+        self._next_start = start + self._gap if self._gap else 0.0
+        if start > now:
+            await asyncio.sleep(start - now)
+
+    async def _complete(self, request: Request, sampling: Sampling) -> list[Completion]:
+        began = time.perf_counter()
+        try:
+            reply = await self._retrying(lambda: self._ask(request, sampling), lambda r: _choices(r, sampling.n))
+        except _Refused as e:
+            if e.status in _FATAL or e.status == 429:
+                raise EngineError(f"{self.base_url}: {e}") from e
+            return refused(str(e), sampling.n)
+        except _Failed as e:
+            return failed(str(e), sampling.n)
+        seconds = time.perf_counter() - began
+        return [self._completion(reply, choice, sampling, seconds) for choice in _choices(reply, sampling.n)]
+
+    async def _ask(self, request: Request, sampling: Sampling) -> Any:
+        settings = self._settings(request, sampling)
+        if self.chat:
+            turns = request.rendered
+            if isinstance(turns, str):
+                turns = [{"role": "user", "content": turns}]
+            return await self._client.chat.completions.create(
+                messages=list(turns),  # type: ignore[arg-type]
+                logprobs=sampling.logprobs or None,
+                **settings,
+            )
+        if not isinstance(request.rendered, str):
+            raise _Refused("messages cannot be sent as plain text", 400)
+        return await self._client.completions.create(
+            prompt=request.rendered, logprobs=1 if sampling.logprobs else None, **settings
+        )
+
+    def _settings(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        """Return what to send: all settings, as a server may take those it is not told from the model's own files."""
+        # OpenAI's newer models know no `max_tokens`, and some refuse a temperature even if it is the default.
+        limit = "max_completion_tokens" if self.chat and self._is_openai else "max_tokens"
+        found: dict[str, Any] = {"model": self.model, limit: sampling.max_tokens, "n": sampling.n}
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        found |= {k: v for k, v in drawn.items() if v != 1 or not self._is_openai}
+        found |= {"seed": request.seed, "stop": list(sampling.stop) or None}
+        extra: dict[str, Any] = {}
+        if sampling.top_k is not None:
+            extra["top_k"] = sampling.top_k
+        if self._is_vllm:
+            extra = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True} | extra
+        return {k: v for k, v in found.items() if v is not None} | {"extra_body": extra or None}
+
+    def _completion(self, reply: Any, choice: Any, sampling: Sampling, seconds: float) -> Completion:
+        text = choice.message.content if self.chat else choice.text
+        logprobs = getattr(choice, "logprobs", None)
+        if logprobs is not None and sampling.logprobs:
+            content = getattr(logprobs, "content", None) if self.chat else None
+            values = [t.logprob for t in content or ()] if self.chat else getattr(logprobs, "token_logprobs", None)
+        else:
+            values = None
+        tokens = getattr(choice, "token_ids", None)
+        prompt = getattr(reply, "prompt_token_ids", None) or getattr(choice, "prompt_token_ids", None)
+        usage = getattr(reply, "usage", None)
+        tokens_out = len(tokens) if tokens else None
+        if tokens_out is None and usage is not None and sampling.n == 1:
+            tokens_out = usage.completion_tokens
+        return Completion(
+            text or "",
+            choice.finish_reason,
+            tuple(tokens) if tokens else None,
+            tuple(values) if values else None,
+            tuple(prompt) if prompt else None,
+            usage.prompt_tokens if usage is not None else None,
+            tokens_out,
+            seconds,
+            model_fingerprint=getattr(reply, "system_fingerprint", None),
+        )
+
+
+class _Refused(Exception):
+    """The server does not want the request, and will not want it later."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Failed(Exception):
+    """What went wrong went on for too long."""
+
+
+class _BadReplyError(ValueError):
+    """A reply of status 200 that is not what the interface says."""
+
+
+def _choices(reply: Any, n: int) -> list[Any]:
+    """Return the choices of a reply.
+
+    Raises:
+        _BadReplyError: If there are not n, or one has no text.
+    """
+    choices = getattr(reply, "choices", None)
+    if not isinstance(choices, list) or len(choices) != n:
+        raise _BadReplyError("the reply is no completion")
+    if any(getattr(choice, "message", None) is None and getattr(choice, "text", None) is None for choice in choices):
+        raise _BadReplyError("the reply has no text")
+    return choices
+
+
+def _passing(error: BaseException, timeout: float) -> tuple[str, float | None]:
+    """Return what to say of an error that may pass, and the seconds that the server asks to be left alone.
+
+    Raises:
+        _Refused: If it will not pass.
+    """
+    from openai import APIConnectionError, APIStatusError
+
+    if isinstance(error, APIStatusError):
+        status, said = error.status_code, _said(error)
+        if (status not in _TRANSIENT and status < 500) or error.code == "insufficient_quota":
+            raise _Refused(f"status {status}: {said}", status) from error
+        return f"status {status}: {said}", _retry_after(error) if status in (429, 503) else None
+    if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
+        return f"no reply within {timeout:g} s", None
+    if isinstance(error, APIConnectionError):
+        return f"{error} {error.__cause__ or ''}".strip(), None
+    if isinstance(error, _Refused):
+        raise error
+    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):  # what parsing a broken reply raises
+        return f"a broken reply: {error}", None
+    raise error
+
+
+def _said(error: Any) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    message = body.get("message") or error.message
+    return " ".join(str(message).split())[:300]
+
+
+def _retry_after(error: Any) -> float:
+    """Return the seconds that a server asks for, at most a minute; 0 where it does not say."""
+    try:
+        asked = float(error.response.headers.get("retry-after", 0))
+    except ValueError:  # a date: rare, and clocks differ
+        return 0.0
+    return min(max(asked, 0.0), _LONGEST_WAIT_S) if math.isfinite(asked) else 0.0

@@ -1,0 +1,187 @@
+"""A collecting run: its settings, by which it is known again, the cells that it asks for, and the rows they become."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from oirl.engines.base import Completion, Engine, Request, Sampling, derive_seed
+from oirl.engines.designs import Cell, adaptive_round, balanced, check_design, full, random, top_two
+from oirl.errors import ConfigError, DataError
+from oirl.language_models import Rendered
+from oirl.logs.checkers import apply_checker
+from oirl.logs.rendering import messages, render
+from oirl.records import Query
+from oirl.registry import resolve
+
+_ROUND = 50
+
+Key = tuple[str, str, int]
+"""Query, prompt, replicate: what a run is known by."""
+
+
+class Run:
+    """The settings of a run, and the cells that they ask for."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        queries: Sequence[Query],
+        prompts: Sequence[tuple[str, str]],
+        out: Path,
+        sampling: Sampling,
+        design: str,
+        replicates: int,
+        grade: str | None,
+    ) -> None:
+        check_design(design, len(prompts))
+        if replicates < 1:
+            raise ConfigError(f"replicates = {replicates}; allowed: 1 or more")
+        if design == "adaptive" and not (grade and any(q.answer is not None for q in queries)):
+            raise ConfigError("the adaptive design needs verdicts: queries with an `answer`, and a checker to grade by")
+        self.engine, self.queries, self.prompts, self.out = engine, _distinct(queries), list(prompts), out
+        self.sampling, self.design, self.replicates = replace(sampling, n=1), design, replicates
+        self.checker = resolve("checkers", grade) if grade else None
+        self.described = engine.describe()
+        names = [name for name, _ in prompts]
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
+            raise ConfigError(f"two prompts have the id {twice[0]!r}; each needs its own")
+        for name, template in prompts:
+            if self._render(template, "x") is None:
+                raise ConfigError(
+                    f"prompt {name!r} cannot be filled with a query alone: {template[:60]!r}; use {{query}}"
+                )
+        told = ("engine", "model", "model_fingerprint", "dtype", "chat")
+        self.identity = {name: self.described[name] for name in told if name in self.described} | {
+            "sampling": self.sampling.to_dict(),
+            "design": design,
+            "grade": grade,
+        }
+        if design != "full":  # which prompt a query gets depends on what there is to choose from
+            self.identity["prompts"] = _digest(self.prompts)
+        if design in ("balanced", "adaptive"):
+            self.identity |= {"queries": _digest([q.query_id for q in self.queries]), "replicates": replicates}
+        self.run_id = _digest(self.identity)
+        self.settings = json.dumps(self.sampling.to_dict() | self.described, ensure_ascii=False)
+
+    @property
+    def total(self) -> int:
+        """How many runs the design has."""
+        return len(self.queries) * self.replicates * (len(self.prompts) if self.design == "full" else 1)
+
+    def rounds(self, verdicts: Mapping[Key, bool | None]) -> Iterator[Iterable[Cell]]:
+        """Yield the cells, of an adaptive design round by round: the next one is asked for when the last is made."""
+        n, p, r = len(self.queries), len(self.prompts), self.replicates
+        if self.design == "full":
+            yield full(n, p, r)
+        elif self.design == "random":
+            yield random([self._keys(draw) for draw in range(r)], p)
+        elif self.design == "balanced":
+            yield balanced(n, p, r, np.random.default_rng(self.sampling.seed))
+        else:
+            yield from self._adaptive(verdicts)
+
+    def _adaptive(self, verdicts: Mapping[Key, bool | None]) -> Iterator[list[Cell]]:
+        order = np.random.default_rng(self.sampling.seed).permutation(len(self.queries)).tolist()
+        count: Counter[tuple[int, int]] = Counter()
+        successes, runs = np.zeros(len(self.prompts)), np.zeros(len(self.prompts))
+        for draw in range(self.replicates):
+            keys = self._keys(draw)
+            for start in range(0, len(order), _ROUND):
+                queries = order[start : start + _ROUND]
+                rng = np.random.default_rng([self.sampling.seed, draw, start])
+                chances = top_two(successes, runs, rng)
+                cells = list(adaptive_round(queries, [keys[q] for q in queries], chances, count))
+                yield cells
+                for cell in cells:
+                    verdict = verdicts.get(self.key(cell))
+                    runs[cell.prompt] += verdict is not None
+                    successes[cell.prompt] += verdict is True
+
+    def _keys(self, draw: int) -> list[float]:
+        return [derive_seed(self.sampling.seed, "prompt", q.query_id, draw) / 2**31 for q in self.queries]
+
+    def key(self, cell: Cell) -> Key:
+        """Return what a cell's run is known by."""
+        return self.queries[cell.query].query_id, self.prompts[cell.prompt][0], cell.replicate
+
+    def request(self, cell: Cell) -> Request:
+        """Return what the engine is asked for a cell."""
+        rendered = self._render(self.prompts[cell.prompt][1], self.queries[cell.query].query)
+        assert rendered is not None
+        return Request(rendered, derive_seed(self.sampling.seed, *self.key(cell)))
+
+    def _render(self, template: str, query: str) -> Rendered | None:
+        return messages(template, query) if self.engine.chat else render(template, query)
+
+    def row(self, cell: Cell, completion: Completion, cost: float | None) -> dict[str, Any]:
+        """Return the row of a log, for the journal."""
+        query, (prompt_id, template) = self.queries[cell.query], self.prompts[cell.prompt]
+        told = {
+            "finish_reason": completion.finish_reason,
+            "error": completion.error,
+            "model_fingerprint": completion.model_fingerprint,
+        }
+        return asdict(query) | {
+            "prompt_id": prompt_id,
+            "prompt": template,
+            "response": completion.text,
+            "correct": self._verdict(completion.text, query.answer),
+            "model": self.engine.model,
+            "run_id": self.run_id,
+            "replicate": cell.replicate,
+            "propensity": cell.propensity,
+            "sampling": self.settings,
+            "tokens_in": completion.tokens_in,
+            "tokens_out": completion.tokens_out,
+            "latency_s": completion.latency_s,
+            "cost": cost,
+            "created_at": datetime.now(timezone.utc).isoformat(),
+            "metadata": json.dumps(_with(query.metadata, told), ensure_ascii=False),
+        }
+
+    def check_texts(self, table: pa.Table) -> None:
+        """Refuse rows of an earlier session whose query or prompt had another text."""
+        for name, known in (("query", {q.query_id: q.query for q in self.queries}), ("prompt", dict(self.prompts))):
+            pairs = pa.table([table[f"{name}_id"], table[name]], ["id", "text"]).group_by(["id", "text"]).aggregate([])
+            for key, text in zip(pairs["id"].to_pylist(), pairs["text"].to_pylist(), strict=True):
+                if known.get(key, text) != text:
+                    raise DataError(
+                        f"{self.out}: {name}_id {key!r} stood for another {name} before: {text[:60]!r}; give it "
+                        "another id, or name another --out"
+                    )
+
+    def _verdict(self, response: str | None, answer: str | None) -> bool | None:
+        if self.checker is None or response is None or answer is None:
+            return None
+        return apply_checker(self.checker, response, answer).correct
+
+
+def _distinct(queries: Sequence[Query]) -> list[Query]:
+    found: dict[str, Query] = {}
+    for query in queries:
+        known = found.setdefault(query.query_id, query)
+        if (known.query, known.answer) != (query.query, query.answer):
+            raise DataError(f"query_id {query.query_id!r} stands for two queries or answers: {known.query[:60]!r} …")
+    if not found:
+        raise DataError("there is no query")
+    return list(found.values())
+
+
+def _with(metadata: str | None, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a query's metadata and what is told of its run."""
+    known = json.loads(metadata) if metadata else {}
+    return (known if isinstance(known, dict) else {}) | {k: v for k, v in told.items() if v is not None}
+
+
+def _digest(value: Any) -> str:
+    return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
