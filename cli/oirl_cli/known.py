@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from oirl_cli.output import print_json, print_table
+from oirl.errors import ConfigError
+from oirl_cli.collecting import MODEL, SET, opened
+from oirl_cli.output import percent, print_json, print_table, say
 
 _SHOWN = ("prompt-models", "response-models", "preference-models", "embedders", "checkers", "engines")
 _JSON = typer.Option("--json", help="Print one JSON document.")
@@ -56,10 +58,26 @@ def formats(json_: Annotated[bool, _JSON] = False) -> None:
     )
 
 
-def doctor(json_: Annotated[bool, _JSON] = False) -> None:
-    """Show what is installed, which devices there are, what is missing and the command that installs it."""
+def doctor(
+    engine: Annotated[str | None, typer.Option("--engine", help="Check the log-probs of an engine instead.")] = None,
+    model: Annotated[str | None, MODEL] = None,
+    set_: Annotated[list[str] | None, SET] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="The same model for transformers; by default that of --model.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Largest mean difference of log-probs that passes, in nats.")
+    ] = None,
+    json_: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show what is installed and what is missing; with --engine, whether its log-probs are those of a forward pass."""
     from oirl.environment import inspect_environment
 
+    if engine is not None:
+        _check_engine(engine, model, set_, reference, threshold, json_)
+        return
+    if model or set_ or reference or threshold is not None:
+        raise ConfigError("--model, --set, --reference and --threshold go with --engine")
     report = inspect_environment()
     if json_:
         print_json(report)
@@ -75,3 +93,49 @@ def doctor(json_: Annotated[bool, _JSON] = False) -> None:
     )
     for problem in report["problems"]:
         print(f"problem: {problem}")
+
+
+def _check_engine(
+    engine: str,
+    model: str | None,
+    params: list[str] | None,
+    reference: str | None,
+    threshold: float | None,
+    json_: bool,
+) -> None:
+    from oirl.engines.base import EngineError
+    from oirl.engines.parity import check_parity
+    from oirl.engines.transformers_engine import TransformersEngine
+
+    if model is None:
+        raise ConfigError("--engine needs --model, the model to run")
+    with opened(engine, model, params) as made, TransformersEngine(reference or model, chat=made.chat) as plain:
+        report = check_parity(made, plain, threshold=threshold)
+    if json_:
+        print_json(report.to_dict())
+    else:
+        _print_parity(report)
+    if not report.agrees:
+        raise EngineError(f"the log-probs of the engine {engine!r} are not those of a plain forward pass")
+
+
+def _print_parity(report: Any) -> None:
+    for name, told in (("engine", report.engine), ("reference", report.reference)):
+        say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in told.items() if value is not None))
+    rows = [
+        [
+            d.case,
+            f"{d.tokens:,}",
+            f"{d.mean_abs:.2g}",
+            f"{d.max_abs:.2g}",
+            f"{d.kl_k3:.2g}",
+            "yes" if d.agrees else "NO",
+        ]
+        for d in report.differences
+    ]
+    print_table(["log-probs against a forward pass", "tokens", "mean |Δ|", "max |Δ|", "KL (k3)", "agrees"], rows)
+    shared = report.prompt_tokens_agree
+    say(f"same prompt tokens: {'not told' if shared is None else percent(shared)}")
+    say(f"responses whose text gives their tokens again: {percent(report.retokenised_agree)}")
+    say(f"same response alone and in a batch: {'yes' if report.padding_agrees else 'no'}")
+    say(f"{'agrees' if report.agrees else 'DOES NOT AGREE'} (threshold: mean |Δ| of {report.threshold:g} nats)")

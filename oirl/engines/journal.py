@@ -125,6 +125,7 @@ def check_same_run(where: str, earlier: Mapping[str, Any], now: Mapping[str, Any
     Raises:
         ConfigError: Naming the settings that differ.
     """
+    earlier, now = _flat(earlier), _flat(now)
     names = [*earlier, *(name for name in now if name not in earlier)]
     differ = [
         f"{n} was {_short(earlier.get(n))}, is {_short(now.get(n))}" for n in names if earlier.get(n) != now.get(n)
@@ -133,6 +134,13 @@ def check_same_run(where: str, earlier: Mapping[str, Any], now: Mapping[str, Any
         raise ConfigError(
             f"{where} holds a run with other settings: {'; '.join(differ)}; name another --out, or take those"
         )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value) if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _short(value: Any) -> str:

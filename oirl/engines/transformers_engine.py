@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, Request, Sampling, derive_seed, refused
-from oirl.engines.draws import RowDraws, StopTexts
+from oirl.engines.draws import RowDraws, StopTexts, sampling_logprobs
 from oirl.errors import ConfigError, OirlError, require
 from oirl.language_models import (
     Rendered,
@@ -113,6 +113,11 @@ class TransformersEngine(Engine):
         """Return the tokens that the model reads of a rendered text."""
         return prompt_tokens(self._tokenizer, rendered)
 
+    def response_tokens(self, text: str, *, ended: bool) -> list[int]:
+        """Return the tokens of a response's text, with the end-of-text token if the model has ended it."""
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids + self._ends[:1] if ended else ids
+
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
         """Yield completions batch by batch; see `Engine.stream`."""
         pending = enumerate(requests)
@@ -135,12 +140,18 @@ class TransformersEngine(Engine):
 
     def score(self, prompt_ids: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the raw log-probs of tokens after a prompt by plain forward passes; see `Engine.score`."""
+        return self.score_drawn(prompt_ids, token_ids, Sampling())
+
+    def score_drawn(
+        self, prompt_ids: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[list[float]]:
+        """Return the log-probs of tokens after a prompt as they would be drawn: after temperature, top-k and top-p."""
         pairs = list(zip(prompt_ids, token_ids, strict=True))
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         found: list[list[float]] = [[] for _ in pairs]
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
-            for i, logprobs in zip(batch, self._forward([pairs[i] for i in batch]), strict=True):
+            for i, logprobs in zip(batch, self._forward([pairs[i] for i in batch], sampling), strict=True):
                 found[i] = logprobs
         return found
 
@@ -257,7 +268,7 @@ class TransformersEngine(Engine):
             low, high = (low, middle) if any(stop in text for stop in stops) else (middle + 1, high)
         return tokens[:low]
 
-    def _forward(self, pairs: list[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+    def _forward(self, pairs: list[tuple[Sequence[int], Sequence[int]]], sampling: Sampling) -> list[list[float]]:
         import torch
 
         rows = [[*prompt, *tokens] for prompt, tokens in pairs]
@@ -268,6 +279,8 @@ class TransformersEngine(Engine):
         self._model.eval()
         with torch.inference_mode():
             logits = self._model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+            if sampling.temperature:  # greedy tokens are told as those of the model
+                logits = sampling_logprobs(logits, sampling.temperature, sampling.top_p, sampling.top_k)
             found = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(dim=-1)
         return [
             found[i, len(prompt) - 1 : len(prompt) - 1 + len(tokens)].tolist()
