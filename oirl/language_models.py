@@ -90,6 +90,12 @@ def _apply_template(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:
     return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
 
 
+def finish_text(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str] = ()) -> str:
+    """Return the text of a response: without special tokens, cut before the first of some texts."""
+    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+    return text[: min((at for at in (text.find(stop) for stop in stops) if at >= 0), default=len(text))]
+
+
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Return the ids of the tokens at which the model ends a response, ascending."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

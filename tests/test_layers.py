@@ -46,6 +46,9 @@ PURE = [
     "oirl/logs/numbers.py",
     "oirl/logs/answers.py",
     "oirl/logs/groups.py",
+    "oirl/engines/designs.py",
+    "oirl/engines/draws.py",
+    "oirl/selection/meta_prompt.py",
 ]
 HEAVY = ["torch", "sklearn", "xgboost", "transformers", "sentence_transformers", "pandas", "scipy", "pyarrow"]
 SOURCES = sorted([*ROOT.glob("oirl/**/*.py"), *ROOT.glob("cli/**/*.py"), *ROOT.glob("data/**/*.py")])

@@ -259,7 +259,8 @@ class _Made:
             if response is None and self._run.design != "adaptive":
                 continue
             self._place[key] = self._rows + i
-            self._count(key, verdict, response is None, None)
+            if self._run.asks_for(key):
+                self._count(key, verdict, response is None, None)
         self._tables.append(table)
         self._rows += len(table)
 

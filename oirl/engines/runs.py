@@ -53,6 +53,7 @@ class Run:
         self.checker = resolve("checkers", grade) if grade else None
         self.described = engine.describe()
         names = [name for name, _ in prompts]
+        self._query_ids, self._prompt_ids = {q.query_id for q in self.queries}, set(names)
         if twice := [name for name, n in Counter(names).items() if n > 1]:
             raise ConfigError(f"two prompts have the id {twice[0]!r}; each needs its own")
         for name, template in prompts:
@@ -113,6 +114,11 @@ class Run:
     def key(self, cell: Cell) -> Key:
         """Return what a cell's run is known by."""
         return self.queries[cell.query].query_id, self.prompts[cell.prompt][0], cell.replicate
+
+    def asks_for(self, key: Key) -> bool:
+        """Tell whether a run is one of this design's."""
+        query, prompt, replicate = key
+        return query in self._query_ids and prompt in self._prompt_ids and replicate < self.replicates
 
     def request(self, cell: Cell) -> Request:
         """Return what the engine is asked for a cell."""

@@ -15,6 +15,7 @@ from oirl.errors import ConfigError, OirlError, require
 from oirl.language_models import (
     Rendered,
     end_tokens,
+    finish_text,
     folder_fingerprint,
     load_language_model,
     load_tokenizer,
@@ -243,11 +244,9 @@ class TransformersEngine(Engine):
         length = next((i + 1 for i, token in enumerate(tokens) if token in self._ends), None)
         finish = "length" if length is None else "stop"
         kept = tokens[:length]
-        text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        cut = min((at for at in (text.find(stop) for stop in sampling.stop) if at >= 0), default=None)
-        if cut is not None:
-            finish, text = "stop", text[:cut]
-            kept = self._until(kept, sampling.stop)
+        text = finish_text(self._tokenizer, kept, sampling.stop)
+        if sampling.stop and text != finish_text(self._tokenizer, kept):
+            finish, kept = "stop", self._until(kept, sampling.stop)
         return Completion(
             text,
             finish,

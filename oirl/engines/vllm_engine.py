@@ -1,0 +1,194 @@
+"""The engine `vllm`: vLLM in this process, the fast way on GPUs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, Request, Sampling, refused
+from oirl.errors import ConfigError, OirlError, require
+from oirl.language_models import Rendered, finish_text, folder_fingerprint, load_tokenizer, prompt_tokens
+
+
+class VLLMEngine(Engine):
+    """Generate with vLLM's `LLM`, requests going in as others come out.
+
+    Args:
+        model: A local folder, or a name on the hub.
+        adapter: Folder of a LoRA adapter (PEFT) to put on the model.
+        dtype: "float32", "bfloat16", "float16", or "auto" for vLLM's choice (bfloat16 for weights in float32).
+        chat: Whether to give the model messages; by default if its tokenizer has a chat template.
+        logprobs_mode: "raw" or "processed", see `Completion`.
+        batch_size: The most requests in vLLM at a time, running and waiting.
+        options: Further arguments of `vllm.LLM`, such as `gpu_memory_utilization` or `tensor_parallel_size`.
+
+    Raises:
+        MissingPackageError: If vLLM is not installed.
+        ConfigError: If vLLM does not take the model or a parameter.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        adapter: str | None = None,
+        dtype: str = "auto",
+        chat: bool | None = None,
+        logprobs_mode: str = "raw",
+        batch_size: int = 512,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        require("vllm", "vllm", "the engine `vllm`")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size}; allowed: 1 or more")
+        if logprobs_mode not in LOGPROBS_MODES:
+            raise ConfigError(f"logprobs_mode = {logprobs_mode!r}; allowed: {', '.join(LOGPROBS_MODES)}")
+        self.model = str(model) if adapter is None else f"{model}+{adapter}"
+        self._tokenizer = load_tokenizer(str(model))
+        self._fingerprint = folder_fingerprint(model) if Path(model).is_dir() else None
+        self.chat = bool(self._tokenizer.chat_template) if chat is None else chat
+        self._batch_size = batch_size
+        given = {"dtype": dtype, "logprobs_mode": f"{logprobs_mode}_logprobs", "enable_lora": adapter is not None}
+        self._llm = _open(str(model), given | dict(options or {}))
+        self._adapter = _adapter(adapter)
+        self._limit = int(self._llm.model_config.max_model_len)
+
+    def describe(self) -> dict[str, Any]:
+        """Return engine, version, model, its type of numbers, and a hash of the weights of a local folder."""
+        import vllm
+
+        return {
+            "engine": self.name,
+            "engine_version": vllm.__version__,
+            "model": self.model,
+            "model_fingerprint": self._fingerprint,
+            "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
+            "chat": self.chat,
+            "weight_version": self.weight_version,
+        }
+
+    def tokens(self, rendered: Rendered) -> list[int]:
+        """Return the tokens that the model reads of a rendered text."""
+        return prompt_tokens(self._tokenizer, rendered)
+
+    def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield completions as they finish; see `Engine.stream`."""
+        engine = self._llm.llm_engine
+        pending = enumerate(requests)
+        began: dict[str, tuple[int, float]] = {}
+        try:
+            while True:
+                while len(began) < self._batch_size and (item := next(pending, None)) is not None:
+                    position, request = item
+                    reason = self._add(f"oirl-{position}", request, sampling)
+                    if reason is not None:
+                        yield position, refused(reason, sampling.n)
+                        continue
+                    began[f"oirl-{position}"] = position, time.perf_counter()
+                if not began:
+                    return
+                for output in engine.step():
+                    if output.finished and output.request_id in began:
+                        position, start = began.pop(output.request_id)
+                        seconds = time.perf_counter() - start
+                        yield position, [self._completion(output, o, sampling, seconds) for o in output.outputs]
+        finally:
+            if began:
+                engine.abort_request(list(began))
+
+    def score(self, prompt_ids: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the log-probs of tokens after a prompt; raw, whatever the mode is. See `Engine.score`."""
+        from vllm import SamplingParams
+
+        rows = [[*prompt, *tokens] for prompt, tokens in zip(prompt_ids, token_ids, strict=True)]
+        settings = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": row} for row in rows], settings, use_tqdm=False, lora_request=self._adapter
+        )
+        return [
+            [told[token].logprob for told, token in zip(output.prompt_logprobs[len(p) :], tokens, strict=True)]
+            for output, p, tokens in zip(outputs, prompt_ids, token_ids, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Free the memory that vLLM holds."""
+        llm, self._llm = self._llm, None
+        _shut(llm)
+
+    def _add(self, name: str, request: Request, sampling: Sampling) -> str | None:
+        """Give a request to vLLM; return why it was refused."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        try:
+            ids = self.tokens(request.rendered)
+        except OirlError as e:
+            return str(e)
+        if not ids:
+            return "the rendered text has no tokens"
+        if len(ids) >= self._limit:
+            return f"the rendered text has {len(ids):,} tokens, and the model reads {self._limit:,} with its response"
+        settings = SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k or 0,
+            n=sampling.n,
+            seed=request.seed,
+            stop=list(sampling.stop),
+            logprobs=0 if sampling.logprobs else None,
+            detokenize=bool(sampling.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        try:
+            self._llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, settings, lora_request=self._adapter)
+        except Exception as e:  # vLLM's errors of validation are of several kinds
+            return str(e).strip().splitlines()[0]
+        return None
+
+    def _completion(self, output: Any, made: Any, sampling: Sampling, seconds: float) -> Completion:
+        tokens = list(made.token_ids)
+        logprobs = None
+        if sampling.logprobs:
+            logprobs = tuple(told[token].logprob for told, token in zip(made.logprobs, tokens, strict=True))
+        text = finish_text(self._tokenizer, tokens, sampling.stop)
+        prompt = tuple(output.prompt_token_ids)
+        return Completion(text, made.finish_reason, tuple(tokens), logprobs, prompt, len(prompt), len(tokens), seconds)
+
+
+def _open(model: str, arguments: dict[str, Any]) -> Any:
+    # The engine runs in this process: weights are updated by plain calls, and nothing is left when it ends.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm import LLM
+
+    try:
+        return LLM(model, **arguments)
+    except OirlError:
+        raise
+    except Exception as e:  # vLLM, torch and pydantic raise many kinds
+        lines = [line for line in str(e).strip().splitlines() if line.strip()]
+        raise ConfigError(f"vLLM cannot load {model!r}: {lines[0] if lines else type(e).__name__}") from e
+
+
+def _adapter(folder: str | None) -> Any:
+    if folder is None:
+        return None
+    if not Path(folder).is_dir():
+        raise ConfigError(f"cannot load the adapter {folder!r}: no such folder")
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, folder)
+
+
+def _shut(llm: Any) -> None:
+    import gc
+
+    del llm
+    gc.collect()
