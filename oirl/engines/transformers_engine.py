@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, Request, Sampling, derive_seed, refused
+from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, EngineError, Request, Sampling, derive_seed, refused
 from oirl.engines.draws import RowDraws, StopTexts, sampling_logprobs
 from oirl.errors import ConfigError, OirlError, require
 from oirl.language_models import (
@@ -155,6 +155,14 @@ class TransformersEngine(Engine):
             for i, logprobs in zip(batch, self._forward([pairs[i] for i in batch], sampling), strict=True):
                 found[i] = logprobs
         return found
+
+    def _load_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        given = dict(weights)
+        here = self._model.state_dict()
+        strange = [name for name in given if name not in here] or [name for name in here if name not in given]
+        if strange:
+            raise EngineError(f"the weights do not fit the model: {strange[0]!r} stands on one side only")
+        self._model.load_state_dict(given)
 
     def close(self) -> None:
         """Let go of the model; the memory of a GPU is given back."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, Request, Sampling, refused
+from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, EngineError, Request, Sampling, refused
 from oirl.errors import ConfigError, OirlError, require
 from oirl.language_models import Rendered, finish_text, folder_fingerprint, load_tokenizer, prompt_tokens
 
@@ -53,7 +53,12 @@ class VLLMEngine(Engine):
         self._fingerprint = folder_fingerprint(model) if Path(model).is_dir() else None
         self.chat = bool(self._tokenizer.chat_template) if chat is None else chat
         self._batch_size = batch_size
-        given = {"dtype": dtype, "logprobs_mode": f"{logprobs_mode}_logprobs", "enable_lora": adapter is not None}
+        given = {
+            "dtype": dtype,
+            "logprobs_mode": f"{logprobs_mode}_logprobs",
+            "enable_lora": adapter is not None,
+            "use_tqdm_on_load": False,
+        }
         self._llm = _open(str(model), given | dict(options or {}))
         self._adapter = _adapter(adapter)
         self._limit = int(self._llm.model_config.max_model_len)
@@ -115,6 +120,14 @@ class VLLMEngine(Engine):
             for output, p, tokens in zip(outputs, prompt_ids, token_ids, strict=True)
         ]
 
+    def _load_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise EngineError("weights can only be updated when no response is being drawn")
+        # By path, vLLM leaves a stale copy of tied weights behind on CPUs; by name and tensor it does not.
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("vLLM did not reset its prefix cache: what it holds comes from the old weights")
+
     def close(self) -> None:
         """Free the memory that vLLM holds."""
         llm, self._llm = self._llm, None
@@ -167,7 +180,10 @@ def _open(model: str, arguments: dict[str, Any]) -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     from vllm import LLM
+    from vllm.platforms import current_platform
 
+    if current_platform.is_cpu():  # there, a prompt that is read in two steps cannot have a seed (seen in vLLM 0.32)
+        arguments = {"enable_chunked_prefill": False} | arguments
     try:
         return LLM(model, **arguments)
     except OirlError:
