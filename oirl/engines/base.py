@@ -156,12 +156,14 @@ class Engine(ABC):
         model: Name of the model, as it stands in a log.
         chat: Whether the model is given messages rather than plain text.
         weight_version: Raised by one with every update of the weights.
+        paused: Whether `pause` was called and `resume` was not.
     """
 
     name: str
     model: str
     chat: bool
     weight_version: int = 0
+    paused: bool = False
 
     @abstractmethod
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
@@ -224,6 +226,14 @@ class Engine(ABC):
         self.check_weights(probe)
         return self.weight_version
 
+    def pause(self) -> None:
+        """Draw nothing until `resume`, and give back the memory that can be had again, where an engine can."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self.paused = False
+
     def check_weights(self, probe: Probe) -> float:
         """Return the mean absolute difference of the engine's log-probs from the probe's, in nats.
 
@@ -244,7 +254,13 @@ class Engine(ABC):
         raise EngineError(f"the engine {self.name!r} cannot take new weights")
 
     def generate(self, rendered: Sequence[Rendered], sampling: Sampling) -> list[list[Completion]]:
-        """Return `sampling.n` completions of each rendered text, in its order."""
+        """Return `sampling.n` completions of each rendered text, in its order.
+
+        Raises:
+            EngineError: If the engine is paused, or cannot go on.
+        """
+        if self.paused:
+            raise EngineError(f"the engine {self.name!r} is paused; resume it first")
         found: list[list[Completion]] = [[] for _ in rendered]
         requests = (Request(text, derive_seed(sampling.seed, i)) for i, text in enumerate(rendered))
         for position, completions in self.stream(requests, sampling):

@@ -61,6 +61,7 @@ class VLLMEngine(Engine):
         }
         self._llm = _open(str(model), given | dict(options or {}))
         self._adapter = _adapter(adapter)
+        self._sleeps = bool((options or {}).get("enable_sleep_mode"))
         self._limit = int(self._llm.model_config.max_model_len)
 
     def describe(self) -> dict[str, Any]:
@@ -119,6 +120,24 @@ class VLLMEngine(Engine):
             [told[token].logprob for told, token in zip(output.prompt_logprobs[len(p) :], tokens, strict=True)]
             for output, p, tokens in zip(outputs, prompt_ids, token_ids, strict=True)
         ]
+
+    def pause(self) -> None:
+        """Draw nothing until `resume`; with the option `enable_sleep_mode` the GPU's memory is given back meanwhile.
+
+        Raises:
+            EngineError: If responses are still being drawn.
+        """
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise EngineError("vLLM can only be paused when no response is being drawn")
+        if self._sleeps:
+            self._llm.sleep(level=1)
+        super().pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if self._sleeps:
+            self._llm.wake_up()
+        super().resume()
 
     def _load_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
         if self._llm.llm_engine.has_unfinished_requests():

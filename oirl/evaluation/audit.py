@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from oirl.errors import DataError
 from oirl.evaluation.ceilings import best_choice_ceiling
+from oirl.evaluation.logged import adaptive_warning
 from oirl.evaluation.power import compare_prompts, power_of
 from oirl.evaluation.replies import check_cut_off, check_labels, repeated_until_right
 from oirl.evaluation.success import prompt_success
@@ -26,7 +27,7 @@ from oirl.statistics.intervals import MIN_QUERIES
 
 AUDITED = (
     "query_id", "query", "prompt_id", "prompt", "response", "correct", "answer", "split", "model", "tokens_in",
-    "tokens_out", "cost", "sampling", "metadata",
+    "tokens_out", "cost", "sampling", "metadata", "propensity",
 )  # fmt: skip
 """The columns of a log that `audit` reads."""
 
@@ -118,7 +119,11 @@ def audit(log: pa.Table, *, prices: Mapping[str, tuple[float, float]] | None = N
         ceiling={},
         power={},
         costs=_costs(log, prices),
-        warnings=[w for w in (leaks.warning(), grouping.warning(), pooled_models_warning(log)) if w],
+        warnings=[
+            warning
+            for warning in (leaks.warning(), grouping.warning(), pooled_models_warning(log), adaptive_warning(log))
+            if warning
+        ],
     )
     if log["correct"].null_count == len(log):
         found.verdict = ["No row has a verdict, so nothing can be said of the prompts: import with --grade CHECKER."]

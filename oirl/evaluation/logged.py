@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from oirl.logs.cells import Cells
 from oirl.logs.splits import assign_folds
@@ -122,6 +124,24 @@ def _without_unknown(shares: np.ndarray, cells: Cells, known: np.ndarray) -> np.
     total = kept.sum(axis=1, keepdims=True)
     scaled = np.divide(kept, total, out=np.zeros(kept.shape), where=total > 0)
     return np.asarray(scaled * len(total) / max(int((total > 0).sum()), 1))
+
+
+def adaptive_warning(log: pa.Table) -> str | None:
+    """Say so where the propensities of a prompt changed while a log was collected: then its plain means are biased.
+
+    Args:
+        log: Interactions, with prompt_id and propensity.
+    """
+    known = log.select(["prompt_id", "propensity"]).drop_null()
+    spread = known.group_by("prompt_id").aggregate([("propensity", "min"), ("propensity", "max")])
+    changed = pc.greater(pc.subtract(spread["propensity_max"], spread["propensity_min"]), 1e-9)
+    if not len(spread) or not pc.any(changed).as_py():
+        return None
+    return (
+        "the propensities of a prompt differ from run to run, as in an adaptive collection: prompts that did badly by "
+        "bad luck were run less after it, so the success of each prompt's own runs is somewhat too low on average; "
+        "`oirl evaluate` weighs by the propensities"
+    )
 
 
 def estimate_propensities(
