@@ -151,7 +151,7 @@ def main() -> None:
         if args.base_url:
             engines["openai"] = {"base_url": args.base_url, "chat": False, "concurrency": 128}
         for kind, params in engines.items():
-            with open_engine(kind, str(model), params) as engine:
+            with open_engine(kind, "small" if kind == "openai" else str(model), params) as engine:
                 found[kind] = figures(engine, own, queries, sampling, args.repeats, folder)
     print(json.dumps(found, indent=2))
 

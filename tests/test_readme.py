@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, make_log, make_queries, run_oirl
+
+from oirl_data import small_lm_path
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -35,6 +38,9 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     cells = [f'"{query}",p {i % 2},x,{i % 2}' for i, query in enumerate(make_queries(9))]
     (tmp_path / "runs.csv").write_text("\n".join(["question,prompt,output,correct", *cells]))
     write_lm_eval(tmp_path / "results")
+    shutil.copytree(small_lm_path(), tmp_path / "my-model")
+    (tmp_path / "queries.jsonl").write_text(json.dumps({"query": "Tom has 3 red balls.", "answer": "3"}))
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt_id": "plain", "prompt": "{query}"}))
     commands = [line.split("#")[0].strip() for block in code_blocks("sh") for line in block.splitlines()]
     commands = [c for c in commands if c.startswith("oirl ")]
     assert len(commands) >= 6
