@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, make_log
 
-pytest.importorskip("xgboost")
+needs_xgboost = pytest.mark.skipif(find_spec("xgboost") is None, reason="xgboost is not installed")
 
 
+def test_prompts_are_improved_from_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "improve_prompts.py"), "--problems", "160"]
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}:{ROOT / 'data'}", "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "{query} Work step by step." in done.stdout
+    (gain,) = re.findall(r"gains \+\d+\.\d% \((\S+)% to", done.stdout)
+    assert float(gain) > 0
+    assert not list(tmp_path.iterdir())
+
+
+@needs_xgboost
 def test_the_reproduction_shows_a_leak_where_there_is_one(tmp_path: Path) -> None:
     """Of every query one run is for training and one for testing, so that a lookup table knows them all."""
     table = make_log(120, effect=0.0, base=0.5, replicates=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,9 +13,13 @@ from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, EngineError, R
 from oirl.errors import ConfigError, OirlError, require
 from oirl.language_models import Rendered, finish_text, folder_fingerprint, load_tokenizer, prompt_tokens
 
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
 
 class VLLMEngine(Engine):
     """Generate with vLLM's `LLM`, requests going in as others come out.
+
+    Use one at a time: closing one ends state that vLLM shares between all of a process.
 
     Args:
         model: A local folder, or a name on the hub.
@@ -59,8 +64,10 @@ class VLLMEngine(Engine):
             "enable_lora": adapter is not None,
             "use_tqdm_on_load": False,
         }
+        if adapter is not None:
+            given["max_lora_rank"] = _rank(adapter)
         self._llm = _open(str(model), given | dict(options or {}))
-        self._adapter = _adapter(adapter)
+        self._adapter = None if adapter is None else self._put_on(adapter)
         self._sleeps = bool((options or {}).get("enable_sleep_mode"))
         self._limit = int(self._llm.model_config.max_model_len)
 
@@ -112,10 +119,16 @@ class VLLMEngine(Engine):
         from vllm import SamplingParams
 
         rows = [[*prompt, *tokens] for prompt, tokens in zip(prompt_ids, token_ids, strict=True)]
+        longest = max(map(len, rows), default=0)
+        if longest >= self._limit:
+            raise EngineError(f"vLLM scores up to {self._limit - 1:,} tokens of this model, and a row has {longest:,}")
         settings = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": row} for row in rows], settings, use_tqdm=False, lora_request=self._adapter
-        )
+        # With an adapter, several rows at a time end vLLM's engine on CPUs (seen in 0.32).
+        size = len(rows) or 1 if self._adapter is None else 1
+        outputs = []
+        for start in range(0, len(rows), size):
+            asked = [{"prompt_token_ids": row} for row in rows[start : start + size]]
+            outputs += self._llm.generate(asked, settings, use_tqdm=False, lora_request=self._adapter)
         return [
             [told[token].logprob for told, token in zip(output.prompt_logprobs[len(p) :], tokens, strict=True)]
             for output, p, tokens in zip(outputs, prompt_ids, token_ids, strict=True)
@@ -149,8 +162,22 @@ class VLLMEngine(Engine):
 
     def close(self) -> None:
         """Free the memory that vLLM holds."""
-        llm, self._llm = self._llm, None
-        _shut(llm)
+        import gc
+
+        self._llm = None
+        gc.collect()
+
+    def _put_on(self, adapter: str) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest("adapter", 1, adapter)
+        try:
+            # At once: an adapter that fails with a first request leaves vLLM waiting for ever.
+            self._llm.llm_engine.add_lora(request)
+        except Exception as e:  # vLLM raises several kinds
+            self.close()
+            raise ConfigError(f"vLLM cannot load the adapter {adapter!r}: {str(e).strip().splitlines()[0]}") from e
+        return request
 
     def _add(self, name: str, request: Request, sampling: Sampling) -> str | None:
         """Give a request to vLLM; return why it was refused."""
@@ -212,18 +239,10 @@ def _open(model: str, arguments: dict[str, Any]) -> Any:
         raise ConfigError(f"vLLM cannot load {model!r}: {lines[0] if lines else type(e).__name__}") from e
 
 
-def _adapter(folder: str | None) -> Any:
-    if folder is None:
-        return None
-    if not Path(folder).is_dir():
-        raise ConfigError(f"cannot load the adapter {folder!r}: no such folder")
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest("adapter", 1, folder)
-
-
-def _shut(llm: Any) -> None:
-    import gc
-
-    del llm
-    gc.collect()
+def _rank(adapter: str) -> int:
+    """Return the least rank that vLLM knows and that an adapter fits in."""
+    try:
+        rank = int(json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ConfigError(f"{adapter!r} is no folder of a LoRA adapter (adapter_config.json): {e}") from e
+    return next((known for known in _RANKS if known >= rank), rank)

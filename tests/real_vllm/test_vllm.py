@@ -21,6 +21,7 @@ from conftest import ROOT, run_oirl
 import oirl
 from oirl.engines.base import EngineError, Probe, Request, Sampling
 from oirl.engines.parity import check_parity
+from oirl.errors import ConfigError
 from oirl_data import small_lm_path
 from oirl_data.problems import generate_problems
 from oirl_data.prompts import PROMPTS
@@ -151,6 +152,24 @@ def test_an_abandoned_stream_leaves_nothing_running(engine: VLLMEngine) -> None:
     assert engine.generate(TEXTS[:1], SETTINGS)[0][0].error is None
 
 
+def test_a_paused_engine_draws_nothing(engine: VLLMEngine) -> None:
+    before = engine.generate(TEXTS[:2], SETTINGS)
+    engine.pause()
+    with pytest.raises(EngineError, match="paused"):
+        engine.generate(TEXTS[:2], SETTINGS)
+    engine.resume()
+    assert [c.text for (c,) in engine.generate(TEXTS[:2], SETTINGS)] == [c.text for (c,) in before]
+
+
+def test_rows_that_fill_the_model_cannot_be_scored(engine: VLLMEngine) -> None:
+    with pytest.raises(EngineError, match="scores up to 127 tokens"):
+        engine.score([[1] * 100], [[7] * 28])
+    assert len(engine.score([[1] * 100], [[7] * 27])[0]) == 27
+
+
+# Closing one engine ends vLLM's global state for all of the process: those that open others come last.
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_new_weights_are_taken_and_proved(tied: bool, tmp_path: Path, reference: TransformersEngine) -> None:
     start = changed(0, tie_word_embeddings=tied)
@@ -191,6 +210,19 @@ def test_adapters_change_what_is_drawn(tmp_path: Path, reference: TransformersEn
         prompts, tokens = zip(*((c.prompt_ids, c.token_ids) for (c,) in ours), strict=True)
         scores = plain.score(prompts, tokens)
         assert [c.logprobs for (c,) in ours] == [pytest.approx(tuple(row), abs=1e-3) for row in scores]
+        assert engine.score(prompts, tokens) == [pytest.approx(row, abs=1e-3) for row in scores]
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="cannot load the adapter"):
+        VLLMEngine(BASE, adapter=str(tmp_path), dtype="float32", options=ON_CPU)
+    with pytest.raises(ConfigError, match="no folder of a LoRA adapter"):
+        VLLMEngine(BASE, adapter="nowhere", dtype="float32", options=ON_CPU)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot load"):
+        VLLMEngine(str(tmp_path))
+    with pytest.raises(ConfigError, match="vLLM cannot load"):
+        VLLMEngine(BASE, options={"no_such_argument": 1})
 
 
 def write_files(folder: Path, n: int = 60) -> list[str]:
