@@ -69,7 +69,10 @@ def prompt_tokens(tokenizer: Any, rendered: Rendered) -> list[int]:
         ConfigError: If messages are given and the tokenizer has no chat template, or the template refuses them.
     """
     if isinstance(rendered, str):
-        ids = list(tokenizer(rendered)["input_ids"])
+        try:
+            ids = list(tokenizer(rendered)["input_ids"])
+        except (TypeError, UnicodeError) as e:  # what tokenizers raise on halves of surrogate pairs
+            raise ConfigError("the text is not valid Unicode") from e
         return ids[:-1] if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id else ids
     if not tokenizer.chat_template:
         raise ConfigError("messages need a chat template, and this model's tokenizer has none; give it plain text")
@@ -90,9 +93,17 @@ def _apply_template(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:
     return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
 
 
-def finish_text(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str] = ()) -> str:
-    """Return the text of a response: without special tokens, cut before the first of some texts."""
-    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+def finish_text(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str] = (), *, ended: bool) -> str:
+    """Return the text of a response: without special tokens, cut before the first of some texts.
+
+    Args:
+        tokenizer: Decodes.
+        tokens: All sampled tokens.
+        stops: The texts.
+        ended: Whether the last token is that at which the model has ended the response: no part of it, whatever the
+            tokenizer calls it.
+    """
+    text = str(tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True))
     return text[: min((at for at in (text.find(stop) for stop in stops) if at >= 0), default=len(text))]
 
 

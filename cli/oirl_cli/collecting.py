@@ -80,7 +80,7 @@ def generate(
     settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     sampling = Sampling(**settings, stop=tuple(stop or ()), seed=seed)
     asked, templates = read_query_records(queries), read_templates(prompts)
-    limit, table = Budget.parse(budget) if budget else None, prices_of(prices) or {}
+    limit, table = Budget.parse(budget) if budget is not None else None, prices_of(prices) or {}
     with opened(engine, model, set_) as made, collecting_progress() as progress:
         try:
             report = collect(
@@ -148,7 +148,7 @@ def propose(
         raise ConfigError("--n must be 1 or more, --race and --confirm 0 or more")
     rows, screen = read_log(log), Screen(keep, _reward_model(reward_model))
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    limit, table = Budget.parse(budget) if budget else None, prices_of(prices) or {}
+    limit, table = Budget.parse(budget) if budget is not None else None, prices_of(prices) or {}
     price = table.get(model, table.get("default"))
     other = proposer_engine or proposer_model or proposer_set
     with ExitStack() as stack:

@@ -57,6 +57,7 @@ class Sampling:
             "top_k": (self.top_k is None or self.top_k >= 1, "1 or more, or none"),
             "stop": (not isinstance(self.stop, str) and all(self.stop), "texts that are not empty"),
             "n": (self.n >= 1, "1 or more"),
+            "seed": (self.seed >= 0, "0 or more"),
         }
         for name, (right, what) in allowed.items():
             if not right:
@@ -163,6 +164,7 @@ class Engine(ABC):
     model: str
     chat: bool
     weight_version: int = 0
+    _fingerprint: str | None = None
     paused: bool = False
 
     @abstractmethod
@@ -223,6 +225,8 @@ class Engine(ABC):
                 raise problem[0]
             raise EngineError(f"the engine {self.name!r} does not take the weights: {problem[0]}") from problem[0]
         self.weight_version += 1
+        told = blake2b(repr([list(row) for row in probe.logprobs]).encode(), digest_size=8).hexdigest()
+        self._fingerprint = f"updated {self.weight_version} times, probe {told}"
         self.check_weights(probe)
         return self.weight_version
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from oirl.engines.base import Completion, Engine, EngineError, Request, Sampling
 from oirl.engines.designs import Cell
@@ -127,6 +128,8 @@ def collect(
         DataError: If two queries of one id differ, or the journal is damaged.
         EngineError: If the engine cannot go on; what is done stays in the journal.
     """
+    if Path(out).is_dir():
+        raise ConfigError(f"{out} is a folder; name a file")
     run = Run(engine, queries, prompts, Path(out), sampling or Sampling(), design, replicates, grade)
     spending = Spending(budget, price, run.sampling.max_tokens)
     with Journal(f"{out}.journal", run.identity) as journal:
@@ -154,6 +157,8 @@ class _Made:
         self._new: list[dict[str, Any]] = []
         self._place: dict[Key, int] = {}
         self._rows = 0
+        self._failed_before: dict[Key, int] = {}
+        self._without: set[Key] = set()
         self._failed_once: set[Key] = set()
         self._failures_in_a_row, self._any_success = 0, False
         self._began = time.monotonic()
@@ -166,7 +171,13 @@ class _Made:
 
     def make(self, cells: Iterable[Cell]) -> bool:
         """Make the runs that are not made; False if the budget did not allow for all of them."""
-        todo = deque(cell for cell in cells if self._run.key(cell) not in self._place)
+        todo: deque[Cell] = deque()
+        for cell in cells:
+            key = self._run.key(cell)
+            if key in self._place:
+                self._count(self.verdicts[key], key in self._without, None)
+            else:
+                todo.append(cell)
         while todo:
             taken: list[Cell] = []
             for position, (completion,) in self._run.engine.stream(self._requests(todo, taken), self._run.sampling):
@@ -185,7 +196,8 @@ class _Made:
         def order(key: Key) -> tuple[int, int, int]:
             return queries.get(key[0], len(queries)), prompts.get(key[1], len(prompts)), key[2]
 
-        places = [self._place[key] for key in sorted(self._place, key=order)]
+        place = self._failed_before | self._place  # what could not be tried again stays as it was
+        places = [place[key] for key in sorted(place, key=order)]
         tables = self._tables or [INTERACTION_SCHEMA.empty_table()]
         return pa.concat_tables(tables).take(pa.array(places, pa.int64()))
 
@@ -203,17 +215,18 @@ class _Made:
         self._spending.settle(key, completion.tokens_in, completion.tokens_out)
         if completion.error is None:
             self._failures_in_a_row, self._any_success = 0, True
-        else:
-            self._failures_in_a_row += not completion.refused or not self._any_success
-            if not completion.refused and key not in self._failed_once:
-                self._failed_once.add(key)
-                self._give_up(completion.error)
-                return None
+        elif not completion.refused and key not in self._failed_once:
+            self._failed_once.add(key)
+            self._failures_in_a_row += 1
+            self._give_up(completion.error)
+            return None
+        elif not self._any_success:
+            self._failures_in_a_row += 1
         row = self._run.row(cell, completion, self._spending.cost(completion.tokens_in, completion.tokens_out))
         self._journal.append(row)
         self._new.append(row)
-        self._count(key, row["correct"], completion.error is not None, completion.tokens_out or 0)
-        self._place[key] = self._rows + len(self._new) - 1
+        self._count(row["correct"], completion.error is not None, completion.tokens_out or 0)
+        self._place[key], self.verdicts[key] = self._rows + len(self._new) - 1, row["correct"]
         if len(self._new) == _ROWS_AT_A_TIME:
             self._pack()
         self._tell(self.progress)
@@ -227,9 +240,8 @@ class _Made:
                 f"kept in {self._journal.path}, and the same command goes on from there"
             )
 
-    def _count(self, key: Key, verdict: bool | None, failed: bool, new_tokens_out: int | None) -> None:
+    def _count(self, verdict: bool | None, failed: bool, new_tokens_out: int | None) -> None:
         progress = self.progress
-        self.verdicts[key] = verdict
         progress.done += 1
         progress.failed += failed
         progress.graded += verdict is not None
@@ -257,10 +269,13 @@ class _Made:
                 continue
             self._spending.settle(key, tokens_in, tokens_out)
             if response is None and self._run.design != "adaptive":
+                self._failed_before[key] = self._rows + i
+                self._failed_once.add(key)
                 continue
-            self._place[key] = self._rows + i
-            if self._run.asks_for(key):
-                self._count(key, verdict, response is None, None)
+            self._place[key], self.verdicts[key] = self._rows + i, verdict
+            self._any_success |= response is not None
+            if response is None:
+                self._without.add(key)
         self._tables.append(table)
         self._rows += len(table)
 
@@ -281,9 +296,9 @@ def _table(rows: list[dict[str, Any]], where: str) -> pa.Table:
     columns = {}
     for name in INTERACTION_SCHEMA.names:
         values = [row.get(name) for row in rows]
-        if name == "created_at":
-            values = [None if value is None else datetime.fromisoformat(value) for value in values]
         try:
+            if name == "created_at":
+                values = [None if value is None else datetime.fromisoformat(value) for value in values]
             columns[name] = pa.array(values, INTERACTION_SCHEMA.field(name).type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as e:
             raise DataError(f"{where}: column {name!r}: {e}") from e
@@ -301,12 +316,12 @@ def _write(run: Run, table: pa.Table) -> None:
 def _tell(report: CollectReport, run: Run, table: pa.Table) -> None:
     """Say what should be known of the rows."""
     notes = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
-    report.errors = dict(Counter(note["error"] for note in notes if "error" in note).most_common())
+    failed = pc.is_null(table["response"]).to_pylist()
+    report.errors = dict(Counter(str(n.get("error")) for n, f in zip(notes, failed, strict=True) if f).most_common())
     failures = sum(report.errors.values())
     if failures:
-        report.warnings.append(
-            f"{failures:,} runs failed and stand in the log without a response; the same command tries them again"
-        )
+        again = "" if run.design == "adaptive" else "; the same command tries them again"
+        report.warnings.append(f"{failures:,} runs failed and stand in the log without a response{again}")
     cut = sum(note.get("finish_reason") == "length" for note in notes)
     if cut > _MANY_CUT * len(notes):
         report.warnings.append(f"{cut / len(notes):.0%} of the responses were cut off at the limit of tokens")

@@ -17,6 +17,7 @@ except ImportError:  # not on Windows: two runs on one journal are not noticed t
     fcntl = None  # type: ignore[assignment]
 
 _SYNC_EVERY_S = 2.0
+_HEAD = b'{"run": {'
 
 
 class Journal:
@@ -40,13 +41,12 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
+        self._holds_rows = False
+        self._open()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
-        except OSError as e:
-            raise WriteError(f"cannot write {self.path}: {e.strerror}") from e
-        try:
-            self._lock()
+            while not self._lock():  # another process has removed the file meanwhile
+                self._file.close()
+                self._open()
             self._read(dict(identity))
         except BaseException:
             self._file.close()
@@ -56,6 +56,7 @@ class Journal:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row."""
         self._write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self._holds_rows = True
         if time.monotonic() - self._synced > _SYNC_EVERY_S:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
@@ -75,31 +76,44 @@ class Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        if self._holds_rows:
+            self.close()
+        else:  # nothing to go on with: a refused command leaves nothing behind
+            self.remove()
 
-    def _lock(self) -> None:
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        except OSError as e:
+            raise WriteError(f"cannot write {self.path}: {e.strerror}") from e
+
+    def _lock(self) -> bool:
+        """Keep others out; False if the file that was opened has no name any more."""
         if fcntl is None:
-            return
+            return True
         try:
             fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             raise ConfigError(f"{self.path} is being written by another process; wait for it, or stop it") from e
+        return self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
 
     def _read(self, identity: dict[str, Any]) -> None:
         self._file.seek(0)
         lines = self._file.readall().split(b"\n")
         half = lines.pop()
+        # Before anything is cut off: is it ours at all?
+        if not _HEAD.startswith((lines or [half])[0][: len(_HEAD)]):
+            raise DataError(f"{self.path}:1: not the journal of a run; move the file away")
         if half:
             self._file.truncate(sum(len(line) + 1 for line in lines))
         if not lines:
             self._write(json.dumps({"run": identity}, ensure_ascii=False, sort_keys=True).encode() + b"\n")
             return
         found = [self._parse(number, line) for number, line in enumerate(lines, 1)]
-        earlier = found[0].get("run")
-        if not isinstance(earlier, dict):
-            raise DataError(f"{self.path}:1: not the journal of a run; move the file away")
-        check_same_run(str(self.path), earlier, identity)
+        check_same_run(str(self.path), found[0]["run"], identity)
         self.rows = found[1:]
+        self._holds_rows = bool(self.rows)
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
         try:

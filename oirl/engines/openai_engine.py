@@ -332,6 +332,8 @@ def _choices(reply: Any, n: int) -> list[Any]:
         raise _BadReplyError("the reply is no completion")
     if any(getattr(choice, "message", None) is None and getattr(choice, "text", None) is None for choice in choices):
         raise _BadReplyError("the reply has no text")
+    if any(choice.finish_reason == "abort" for choice in choices):  # vLLM, when it is paused or shut down
+        raise _BadReplyError("the server has broken off the response")
     return choices
 
 
@@ -360,8 +362,10 @@ def _passing(error: BaseException, timeout: float) -> tuple[str, float | None]:
 
 
 def _said(error: Any) -> str:
-    body = error.body if isinstance(error.body, dict) else {}
-    message = body.get("message") or error.message
+    body = error.body
+    if isinstance(body, dict):  # OpenAI's form, or those of FastAPI and others
+        body = body.get("message") or body.get("detail") or body.get("error")
+    message = body or error.message
     return " ".join(str(message).split())[:300]
 
 

@@ -19,9 +19,9 @@ from oirl.engines.designs import Cell, adaptive_round, balanced, check_design, f
 from oirl.errors import ConfigError, DataError
 from oirl.language_models import Rendered
 from oirl.logs.checkers import apply_checker
+from oirl.logs.grading import open_checker
 from oirl.logs.rendering import messages, render
 from oirl.records import Query
-from oirl.registry import resolve
 
 _ROUND = 50
 
@@ -43,6 +43,8 @@ class Run:
         replicates: int,
         grade: str | None,
     ) -> None:
+        if not prompts:
+            raise ConfigError("there is no prompt; name at least one")
         check_design(design, len(prompts))
         if replicates < 1:
             raise ConfigError(f"replicates = {replicates}; allowed: 1 or more")
@@ -50,10 +52,9 @@ class Run:
             raise ConfigError("the adaptive design needs verdicts: queries with an `answer`, and a checker to grade by")
         self.engine, self.queries, self.prompts, self.out = engine, _distinct(queries), list(prompts), out
         self.sampling, self.design, self.replicates = replace(sampling, n=1), design, replicates
-        self.checker = resolve("checkers", grade) if grade else None
+        self.checker = open_checker(grade) if grade else None
         self.described = engine.describe()
         names = [name for name, _ in prompts]
-        self._query_ids, self._prompt_ids = {q.query_id for q in self.queries}, set(names)
         if twice := [name for name, n in Counter(names).items() if n > 1]:
             raise ConfigError(f"two prompts have the id {twice[0]!r}; each needs its own")
         for name, template in prompts:
@@ -115,11 +116,6 @@ class Run:
         """Return what a cell's run is known by."""
         return self.queries[cell.query].query_id, self.prompts[cell.prompt][0], cell.replicate
 
-    def asks_for(self, key: Key) -> bool:
-        """Tell whether a run is one of this design's."""
-        query, prompt, replicate = key
-        return query in self._query_ids and prompt in self._prompt_ids and replicate < self.replicates
-
     def request(self, cell: Cell) -> Request:
         """Return what the engine is asked for a cell."""
         rendered = self._render(self.prompts[cell.prompt][1], self.queries[cell.query].query)
@@ -134,13 +130,13 @@ class Run:
         query, (prompt_id, template) = self.queries[cell.query], self.prompts[cell.prompt]
         told = {
             "finish_reason": completion.finish_reason,
-            "error": completion.error,
+            "error": None if completion.error is None else _encodable(completion.error),
             "model_fingerprint": completion.model_fingerprint,
         }
         return asdict(query) | {
             "prompt_id": prompt_id,
             "prompt": template,
-            "response": completion.text,
+            "response": None if completion.text is None else _encodable(completion.text),
             "correct": self._verdict(completion.text, query.answer),
             "model": self.engine.model,
             "run_id": self.run_id,
@@ -183,10 +179,19 @@ def _distinct(queries: Sequence[Query]) -> list[Query]:
     return list(found.values())
 
 
+def _encodable(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which servers may send and no file holds."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _with(metadata: str | None, told: Mapping[str, Any]) -> dict[str, Any]:
     """Return a query's metadata and what is told of its run."""
-    known = json.loads(metadata) if metadata else {}
-    return (known if isinstance(known, dict) else {}) | {k: v for k, v in told.items() if v is not None}
+    try:
+        known = json.loads(metadata) if metadata else {}
+    except (ValueError, RecursionError):
+        known = metadata
+    own = known if isinstance(known, dict) else {"query_metadata": known}
+    return own | {k: v for k, v in told.items() if v is not None}
 
 
 def _digest(value: Any) -> str:

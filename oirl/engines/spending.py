@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
 from oirl.errors import ConfigError
 
 _MILLION = 1e6
-_FORM = re.compile(r"([\d_]+(?:\.\d+)?)([kM]?)\s*(tokens|money)")
+_FORM = re.compile(r"(\d[\d_]*(?:\.\d+)?)([kM]?)\s*(tokens|money)")
 _SCALE = {"": 1.0, "k": 1e3, "M": 1e6}
 
 
@@ -43,7 +42,7 @@ class Budget:
 class Spending:
     """Tokens and money, spent and promised.
 
-    A request is promised at most: its bytes, or as many tokens a byte as the worst request so far had, and
+    A request is promised at most: a token for each of its bytes, as many more as a chat template was seen to add, and
     `max_tokens`. So a budget is kept as long as the engine counts right; what a server charges for requests that it did
     not answer is not known.
 
@@ -66,7 +65,7 @@ class Spending:
         self._budget, self._price, self._max_tokens = budget, price, max_tokens
         self.tokens_in = self.tokens_out = 0
         self._promised: dict[object, int] = {}
-        self._tokens_a_byte = 0.0
+        self._added = 0
 
     @property
     def money(self) -> float | None:
@@ -84,8 +83,7 @@ class Spending:
         self._promised[key] = size
         if self._budget is None:
             return True
-        rate = self._tokens_a_byte or 1.0
-        tokens_in = self.tokens_in + sum(math.ceil(bytes_ * rate) for bytes_ in self._promised.values())
+        tokens_in = self.tokens_in + sum(self._promised.values()) + self._added * len(self._promised)
         tokens_out = self.tokens_out + self._max_tokens * len(self._promised)
         worst = tokens_in + tokens_out if self._budget.unit == "tokens" else self.cost(tokens_in, tokens_out)
         if worst is not None and worst <= self._budget.amount:
@@ -97,6 +95,6 @@ class Spending:
         """Replace what was promised by what it has been."""
         size = self._promised.pop(key, 0)
         if tokens_in and size:
-            self._tokens_a_byte = max(self._tokens_a_byte, tokens_in / size)
+            self._added = max(self._added, tokens_in - size)
         self.tokens_in += tokens_in or 0
         self.tokens_out += tokens_out or 0

@@ -75,11 +75,10 @@ class TransformersEngine(Engine):
         logprobs_mode: str = "raw",
         static_cache: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size = {batch_size}; allowed: 1 or more")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size}; allowed: a whole number, 1 or more")
         if logprobs_mode not in LOGPROBS_MODES:
             raise ConfigError(f"logprobs_mode = {logprobs_mode!r}; allowed: {', '.join(LOGPROBS_MODES)}")
-        self._fingerprint: str | None = None
         if isinstance(model, (str, Path)):
             self.model = str(model) if adapter is None else f"{model}+{adapter}"
             self._model, self._tokenizer = _load(str(model), adapter, device, dtype)
@@ -110,6 +109,11 @@ class TransformersEngine(Engine):
             "chat": self.chat,
         }
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        return int(self._model.get_input_embeddings().num_embeddings)
+
     def tokens(self, rendered: Rendered) -> list[int]:
         """Return the tokens that the model reads of a rendered text."""
         return prompt_tokens(self._tokenizer, rendered)
@@ -117,7 +121,8 @@ class TransformersEngine(Engine):
     def response_tokens(self, text: str, *, ended: bool) -> list[int]:
         """Return the tokens of a response's text, with the end-of-text token if the model has ended it."""
         ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        return ids + self._ends[:1] if ended else ids
+        own = [self._tokenizer.eos_token_id] if self._tokenizer.eos_token_id in self._ends else self._ends[:1]
+        return ids + own if ended else ids
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
         """Yield completions batch by batch; see `Engine.stream`."""
@@ -159,10 +164,12 @@ class TransformersEngine(Engine):
     def _load_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
         given = dict(weights)
         here = self._model.state_dict()
-        strange = [name for name in given if name not in here] or [name for name in here if name not in given]
-        if strange:
+        sent = {weight.data_ptr() for name, weight in here.items() if name in given}
+        # What is tied to a weight that was sent comes with it.
+        missing = [name for name, weight in here.items() if name not in given and weight.data_ptr() not in sent]
+        if strange := [name for name in given if name not in here] + missing:
             raise EngineError(f"the weights do not fit the model: {strange[0]!r} stands on one side only")
-        self._model.load_state_dict(given)
+        self._model.load_state_dict(given, strict=False)
 
     def close(self) -> None:
         """Let go of the model; the memory of a GPU is given back."""
@@ -230,7 +237,6 @@ class TransformersEngine(Engine):
             cache_implementation="static" if self._static else None,
         )
         stops = [StopTexts(self._tokenizer, sampling.stop, width)] if sampling.stop else []
-        self._model.eval()
         with torch.inference_mode(), _own_settings(self._model):
             out = self._model.generate(
                 input_ids=ids,
@@ -251,9 +257,9 @@ class TransformersEngine(Engine):
     ) -> Completion:
         length = next((i + 1 for i, token in enumerate(tokens) if token in self._ends), None)
         finish = "length" if length is None else "stop"
-        kept = tokens[:length]
-        text = finish_text(self._tokenizer, kept, sampling.stop)
-        if sampling.stop and text != finish_text(self._tokenizer, kept):
+        kept, ended = tokens[:length], length is not None
+        text = finish_text(self._tokenizer, kept, sampling.stop, ended=ended)
+        if sampling.stop and text != finish_text(self._tokenizer, kept, ended=ended):
             finish, kept = "stop", self._until(kept, sampling.stop)
         return Completion(
             text,
@@ -283,11 +289,11 @@ class TransformersEngine(Engine):
         fill = padding_id(self._tokenizer)
         ids = torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=self._model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=ids.device)
-        self._model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), _own_settings(self._model):
             logits = self._model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
             if sampling.temperature:  # greedy tokens are told as those of the model
-                logits = sampling_logprobs(logits, sampling.temperature, sampling.top_p, sampling.top_k)
+                how = sampling.temperature, sampling.top_p, sampling.top_k
+                logits = sampling_logprobs(logits.flatten(0, 1), *how).view(logits.shape)
             found = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(dim=-1)
         return [
             found[i, len(prompt) - 1 : len(prompt) - 1 + len(tokens)].tolist()
@@ -303,13 +309,7 @@ def _load(name: str, adapter: str | None, device: str | None, dtype: str) -> tup
         raise ConfigError(f"dtype = {dtype!r}; allowed: auto, float32, bfloat16, float16")
     model, tokenizer = load_language_model(name, dtype=dtype), load_tokenizer(name)
     if adapter is not None:
-        require("peft", "tune", "a LoRA adapter")
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, adapter)
-        except Exception as e:  # PEFT and safetensors raise many kinds
-            raise ConfigError(f"cannot load the adapter {adapter!r}: {str(e).strip().splitlines()[0]}") from e
+        model = _put_on(model, adapter)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(place), tokenizer
@@ -317,20 +317,37 @@ def _load(name: str, adapter: str | None, device: str | None, dtype: str) -> tup
         raise ConfigError(f"device = {place!r}: {str(e).strip().splitlines()[0]}") from e
 
 
+def _put_on(model: Any, adapter: str) -> Any:
+    require("peft", "tune", "a LoRA adapter")
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter)
+        strange = set(load_peft_weights(adapter, device="cpu")) ^ set(get_peft_model_state_dict(adapted))
+    except Exception as e:  # PEFT and safetensors raise many kinds
+        raise ConfigError(f"cannot load the adapter {adapter!r}: {str(e).strip().splitlines()[0]}") from e
+    if strange:  # PEFT would leave it at a warning
+        raise ConfigError(f"cannot load the adapter {adapter!r}: not one of this model, only one has {min(strange)}")
+    return adapted
+
+
 @contextmanager
 def _own_settings(model: Any) -> Iterator[None]:
-    """Keep out the generation settings saved with a model, which transformers would fill ours up with."""
+    """Evaluate a model without the generation settings saved with it, which transformers would fill ours up with."""
     from transformers import GenerationConfig
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     places = [(place, place.generation_config) for place in {id(m): m for m in (model, inner)}.values()]
     for place, _ in places:
         place.generation_config = GenerationConfig()
+    trains = model.training
+    model.eval()
     try:
         yield
     finally:
         for place, settings in places:
             place.generation_config = settings
+        model.train(trains)
 
 
 def _fingerprint(model: Any, name: str, adapter: str | None) -> str | None:

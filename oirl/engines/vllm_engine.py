@@ -49,8 +49,8 @@ class VLLMEngine(Engine):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         require("vllm", "vllm", "the engine `vllm`")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size = {batch_size}; allowed: 1 or more")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size}; allowed: a whole number, 1 or more")
         if logprobs_mode not in LOGPROBS_MODES:
             raise ConfigError(f"logprobs_mode = {logprobs_mode!r}; allowed: {', '.join(LOGPROBS_MODES)}")
         self.model = str(model) if adapter is None else f"{model}+{adapter}"
@@ -215,7 +215,8 @@ class VLLMEngine(Engine):
         logprobs = None
         if sampling.logprobs:
             logprobs = tuple(told[token].logprob for told, token in zip(made.logprobs, tokens, strict=True))
-        text = finish_text(self._tokenizer, tokens, sampling.stop)
+        ended = made.finish_reason == "stop" and made.stop_reason is None
+        text = finish_text(self._tokenizer, tokens, sampling.stop, ended=ended)
         prompt = tuple(output.prompt_token_ids)
         return Completion(text, made.finish_reason, tuple(tokens), logprobs, prompt, len(prompt), len(tokens), seconds)
 

@@ -38,6 +38,19 @@ class GradeCounts:
         return asdict(self)
 
 
+def open_checker(name: str) -> Callable[[str, str], Any]:
+    """Return a checker: a registered one ("numeric", "exact", "choice", "math"), or `package.module:function`.
+
+    Raises:
+        UnknownNameError: If it is not registered.
+        ConfigError: If it is no function.
+    """
+    checker = resolve("checkers", name)
+    if not callable(checker):
+        raise ConfigError(f"the checker {name!r} is a {type(checker).__name__}, not a function")
+    return checker
+
+
 class Grader:
     """Grade responses with a checker and count the changes.
 
@@ -46,9 +59,7 @@ class Grader:
     """
 
     def __init__(self, name: str) -> None:
-        self._checker: Callable[[str, str], Any] = resolve("checkers", name)
-        if not callable(self._checker):
-            raise ConfigError(f"the checker {name!r} is a {type(self._checker).__name__}, not a function")
+        self._checker = open_checker(name)
         self.counts = GradeCounts(name)
 
     def grade(self, response: pa.Array, answer: pa.Array, logged: pa.Array) -> pa.Array:
