@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +233,30 @@ def _open(model: str, arguments: dict[str, Any]) -> Any:
     if current_platform.is_cpu():  # there, a prompt that is read in two steps cannot have a seed (seen in vLLM 0.32)
         arguments = {"enable_chunked_prefill": False} | arguments
     try:
-        return LLM(model, **arguments)
+        with _own_randomness():
+            return LLM(model, **arguments)
     except OirlError:
         raise
     except Exception as e:  # vLLM, torch and pydantic raise many kinds
         lines = [line for line in str(e).strip().splitlines() if line.strip()]
         raise ConfigError(f"vLLM cannot load {model!r}: {lines[0] if lines else type(e).__name__}") from e
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Keep the caller's random states: vLLM seeds Python's, NumPy's and torch's anew when it is made."""
+    import random
+
+    import numpy as np
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
 
 
 def _rank(adapter: str) -> int:

@@ -14,7 +14,7 @@ from oirl.logs.rendering import split_at_query
 from oirl.logs.text import normalise
 
 _SHOWN = 600
-_TAGGED = re.compile(r"<prompt>(.*?)</prompt>", re.DOTALL)
+_TAGGED = re.compile(r"<prompt>((?:(?!</?prompt>).)*)</prompt>", re.DOTALL)
 _COPIED_WORDS = 8
 """So many words in a row of a query or a response make a candidate a copy of the log."""
 
@@ -100,7 +100,7 @@ def read_candidates(reply: str) -> list[str]:
     """Return the prompts between the tags of a reply; a reply of one line without tags that marks the query is one."""
     found = [text.strip() for text in _TAGGED.findall(reply)]
     lone = reply.strip()
-    if not found and "{query}" in lone and "\n" not in lone:
+    if not found and "{query}" in lone and "\n" not in lone and "prompt>" not in lone:
         found = [lone]
     return [text for text in found if text]
 
@@ -113,6 +113,8 @@ def why_not(candidate: str, known: Iterable[str], texts: Iterable[str]) -> str |
         known: Templates that stand in the log or were proposed before.
         texts: Queries and responses of the log, from which nothing may be copied.
     """
+    if candidate.encode("utf-8", "replace").decode() != candidate:
+        return "it is not valid Unicode"
     literals = split_at_query(candidate)
     if literals is None:
         return "it cannot be filled with a query alone"
@@ -127,6 +129,9 @@ def why_not(candidate: str, known: Iterable[str], texts: Iterable[str]) -> str |
 
 
 def _identity(prompt: str) -> str:
+    literals = split_at_query(prompt)
+    if literals is not None:  # however the query is marked; without a mark it comes last
+        prompt = " {query} ".join(literals if len(literals) > 1 else [*literals, ""])
     return re.sub(r"[^\w{}]+", " ", normalise(prompt)).strip()
 
 

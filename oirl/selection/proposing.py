@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,15 +14,18 @@ import pyarrow as pa
 
 from oirl.engines.base import Engine, EngineError, Sampling, derive_seed
 from oirl.engines.collecting import Progress
-from oirl.engines.spending import Budget
+from oirl.engines.spending import Budget, Spending
 from oirl.errors import ConfigError, DataError
 from oirl.evaluation.success import PromptSuccess, prompt_success
 from oirl.logs.atomic import atomic_file
 from oirl.logs.cells import make_cells
+from oirl.logs.grading import open_checker
 from oirl.logs.groups import group_queries
 from oirl.logs.splits import train_rows
+from oirl.logs.store import conform_table
 from oirl.logs.text import template_id
-from oirl.records import Query
+from oirl.records import INTERACTION_SCHEMA, Query
+from oirl.rewards.training import without_sparse_prompts
 from oirl.selection.meta_prompt import Evidence, Failure, LoggedPrompt, read_candidates, why_not, write_meta_prompt
 from oirl.selection.racing import Racer, RaceReport, race
 
@@ -174,10 +177,13 @@ def propose(
         DataError: If the log has no verdicts, or no queries to race on.
         EngineError: If an engine cannot go on, or proposes nothing that can be used.
     """
-    rows = train_rows(log)
-    ranked = prompt_success(make_cells(rows))
-    evidence = gather_evidence(rows, ranked, seed)
+    rows = train_rows(conform_table(log, INTERACTION_SCHEMA.names))
+    if screen.keep < 1:
+        raise ConfigError(f"keep = {screen.keep}; allowed: 1 or more")
+    cells, sparse = without_sparse_prompts(make_cells(rows))
+    evidence = gather_evidence(rows, prompt_success(cells), seed)
     best = evidence.prompts[0]
+    queries = [] if plan is None else _check(plan, rows, evidence, seed)
     candidates, left_out = _candidates(rows, proposer, evidence, n, seed)
     if not candidates:
         reasons = (
@@ -185,9 +191,10 @@ def propose(
         )
         raise EngineError(f"the proposer gave no prompt that can be used: {reasons}")
     report = ProposeReport(None, best, candidates, dict(left_out.most_common()))
+    report.warnings += [sparse] if sparse else []
     _screen(report, rows, screen)
     if plan is not None:
-        report.race = _race(report, rows, plan, seed, progress)
+        report.race = _race(report, queries, plan, progress)
         _conclude(report)
     return report
 
@@ -271,8 +278,6 @@ def _candidates(
 
 def _screen(report: ProposeReport, rows: pa.Table, screen: Screen) -> None:
     """Order the candidates by the reward model's estimates, and mark those that are kept."""
-    if screen.keep < 1:
-        raise ConfigError(f"keep = {screen.keep}; allowed: 1 or more")
     if screen.model is not None:
         queries = list(dict.fromkeys(rows["query"].to_pylist()))
         estimates = screen.model.predict_proba(queries, [c.prompt for c in report.candidates]).mean(axis=0)
@@ -284,14 +289,23 @@ def _screen(report: ProposeReport, rows: pa.Table, screen: Screen) -> None:
         candidate.raced = True
 
 
+def _check(plan: RacePlan, rows: pa.Table, evidence: Evidence, seed: int) -> list[Query]:
+    """Return the queries of a race; what cannot be raced is said before a proposer is paid."""
+    open_checker(plan.grade)
+    Spending(plan.budget, plan.price, plan.sampling.max_tokens)
+    if plan.n_race < 1 or plan.n_confirm < 0:
+        raise ConfigError(f"n_race = {plan.n_race}, n_confirm = {plan.n_confirm}; allowed: 1 or more, 0 or more")
+    queries = unlike_queries(rows, seed, [failure.query for failure in evidence.failures])
+    if len(queries) < 2:
+        raise DataError("a race needs queries with an `answer` in the log; there are fewer than two")
+    return queries
+
+
 def _race(
-    report: ProposeReport, rows: pa.Table, plan: RacePlan, seed: int, progress: Callable[[Progress], None]
+    report: ProposeReport, queries: list[Query], plan: RacePlan, progress: Callable[[Progress], None]
 ) -> RaceReport:
     prompts = [(c.prompt_id, c.prompt) for c in report.candidates if c.raced]
     prompts.append((report.best_prompt.prompt_id, report.best_prompt.prompt))
-    queries = unlike_queries(rows, seed)
-    if len(queries) < 2:
-        raise DataError("a race needs queries with an `answer` in the log; there are fewer than two")
     raced = min(plan.n_race, max(len(queries) * plan.n_race // max(plan.n_race + plan.n_confirm, 1), 1))
     return race(
         plan.engine,
@@ -301,15 +315,22 @@ def _race(
         queries[raced : raced + plan.n_confirm],
         plan.log,
         grade=plan.grade,
-        sampling=plan.sampling,
+        # The log may have been collected with this very seed: drawn alike, its best prompt would be as lucky again.
+        sampling=replace(plan.sampling, seed=derive_seed(plan.sampling.seed, "race")),
         budget=plan.budget,
         price=plan.price,
         progress=progress,
     )
 
 
-def unlike_queries(rows: pa.Table, seed: int) -> list[Query]:
-    """Return one query of each group of near duplicates that has an answer, in random order."""
+def unlike_queries(rows: pa.Table, seed: int, shown: Sequence[str] = ()) -> list[Query]:
+    """Return one query of each group of near duplicates that has an answer, in random order.
+
+    Args:
+        rows: Interactions.
+        seed: Decides the order.
+        shown: Queries that a proposer has seen: their groups are left out.
+    """
     names = ("query_id", "query", "answer", "dataset", "split")
     found: dict[str, Query] = {}
     for query_id, query, answer, dataset, split in zip(*(rows[c].to_pylist() for c in names), strict=True):
@@ -317,11 +338,13 @@ def unlike_queries(rows: pa.Table, seed: int) -> list[Query]:
             found.setdefault(query_id, Query(query_id, query, answer, dataset, split))
     queries = list(found.values())
     order = np.random.default_rng(seed).permutation(len(queries))
-    labels = group_queries([q.query for q in queries]).labels if queries else np.empty(0, int)
+    texts = [*(q.query for q in queries), *shown]
+    labels = group_queries(texts).labels.tolist() if texts else []
     seen: dict[int, Query] = {}
     for i in order:
-        seen.setdefault(int(labels[i]), queries[i])
-    return list(seen.values())
+        seen.setdefault(labels[i], queries[i])
+    known = set(labels[len(queries) :])
+    return [query for label, query in seen.items() if label not in known]
 
 
 def _conclude(report: ProposeReport) -> None:
@@ -329,11 +352,14 @@ def _conclude(report: ProposeReport) -> None:
     made = report.race
     if made is None:
         return
+    report.warnings += made.warnings
     if made.stopped:
         report.warnings.append(f"the race is not finished, as {made.stopped}")
     elif made.winner == made.incumbent:
         report.warnings.append("no candidate did better than the best logged prompt in the race")
     elif made.gain is None:
         report.warnings.append("the winner was not confirmed: there were no other queries to compare it on")
+    if made.ci_high is not None and made.ci_high < 0:
+        report.warnings.append("on other queries the winner of the race does worse than the best logged prompt")
     elif made.ci_low is not None and made.ci_low <= 0:
         report.warnings.append("the winner is not shown to be better than the best logged prompt: the interval holds 0")

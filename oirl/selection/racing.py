@@ -13,6 +13,7 @@ from scipy.stats import binom
 from oirl.engines.base import Engine, Sampling
 from oirl.engines.collecting import Progress, collect
 from oirl.engines.spending import Budget
+from oirl.errors import ConfigError
 from oirl.logs.store import read_log
 from oirl.records import Query
 from oirl.statistics.intervals import paired_interval, success_interval
@@ -128,12 +129,21 @@ def race(
         budget: The most to spend.
         price: Of a million tokens in and out.
         progress: Called after each run.
+
+    Raises:
+        ConfigError: If there is no query.
+        EngineError: If the engine cannot go on; the same race goes on from there.
     """
+    warnings: list[str] = []
 
     def run(some: Sequence[tuple[str, str]], asked: Sequence[Query]) -> str | None:
         given: dict[str, Any] = {"budget": budget, "price": price, "progress": progress}
-        return collect(engine, asked, some, out, sampling=sampling, grade=grade, **given).stopped
+        made = collect(engine, asked, some, out, sampling=sampling, grade=grade, **given)
+        warnings[:] = made.warnings  # they speak of all rows of the log
+        return made.stopped
 
+    if not queries:
+        raise ConfigError("a race needs at least one query")
     racers = {name: Racer(name, text) for name, text in prompts}
     rounds = -(-len(queries) // ROUND)
     comparisons = (len(prompts) - 1) * rounds
@@ -149,13 +159,18 @@ def race(
         if stopped or len([r for r in racers.values() if r.left_after is None]) == 1:
             break
     _describe(racers, _verdicts(out, list(racers), queries))
-    ordered = sorted(racers.values(), key=lambda r: (-(r.left_after or len(queries) + 1), -(r.success or 0.0)))
+    # Who is as good as the one to beat has not won.
+    order = {name: (-(r.success or 0.0), name != incumbent) for name, r in racers.items()}
+    ordered = sorted(racers.values(), key=lambda r: (-(r.left_after or len(queries) + 1), order[r.prompt_id]))
     stayed = [r for r in ordered if r.left_after is None]
     report = RaceReport(str(out), ordered, stayed[0].prompt_id, incumbent, stopped=stopped)
     if stayed[0].prompt_id != incumbent and confirm and not stopped:
         finalists = [(name, racers[name].prompt) for name in (stayed[0].prompt_id, incumbent)]
         report.stopped = run(finalists, confirm)
         _confirm(report, _verdicts(out, [name for name, _ in finalists], confirm))
+    report.warnings = warnings
+    if all(not r.n for r in ordered):
+        report.warnings.append(f"the checker {grade!r} gave no verdict on any response: does it fit the answers?")
     return report
 
 
