@@ -218,6 +218,7 @@ def _print_race(report: Any) -> None:
             for r in race.racers
         ],
     )
+    say("the first was chosen on these runs, so its success here is too high; what counts is the gain on other queries")
     if race.gain is not None:
         say(
             f"on {race.n_confirm:,} other queries {race.winner} gains {points(race.gain)} points over {race.incumbent} "
@@ -227,8 +228,8 @@ def _print_race(report: Any) -> None:
 
 
 def _standing(racer: Any, race: Any) -> str:
-    if racer.prompt_id == race.winner:
-        return "won"
+    if racer.prompt_id == race.winner and race.winner != race.incumbent:
+        return "won, confirmed" if race.ci_low is not None and race.ci_low > 0 and not race.stopped else "leads"
     if racer.left_after is not None:
         return f"out after {racer.left_after}"
     return "to beat" if racer.prompt_id == race.incumbent else "stayed"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import beta
 
 from oirl.errors import ConfigError
 
@@ -18,7 +19,7 @@ DESIGNS = ("full", "random", "balanced", "adaptive")
 FLOOR = 0.2
 """Share of an adaptive design's runs that is spread evenly over all prompts: so every prompt keeps a propensity."""
 TOP_SHARE = 0.5
-_POSTERIOR_DRAWS = 4000
+_POINTS = 4000  # of the posterior's integral
 
 
 class Cell(NamedTuple):
@@ -67,7 +68,7 @@ def balanced(n_queries: int, n_prompts: int, replicates: int, rng: np.random.Gen
             prompts[block, first : first + n_prompts] = square[: len(block), : replicates - first]
     count: Counter[tuple[int, int]] = Counter()
     for draw in range(replicates):
-        for query in range(n_queries):
+        for query in order.tolist():  # block by block, so that a part of it is nearly balanced too
             yield _next(count, query, int(prompts[query, draw]), 1 / n_prompts)
 
 
@@ -88,29 +89,33 @@ def adaptive_round(
         yield _next(count, query, prompt, float(chances[prompt]))
 
 
-def top_two(successes: np.ndarray, runs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def top_two(successes: np.ndarray, runs: np.ndarray) -> np.ndarray:
     """Return how likely each prompt is run next, float (P,): top-two Thompson sampling with a floor.
 
     With α the posterior probability of each prompt to be the best (Beta(1, 1) priors), a prompt is taken with
-    α_a (β + (1 − β) Σ_{b≠a} α_b / (1 − α_b)): the likely best with β = ½, else its strongest rival (Russo 2016, section
-    3.2.4). A fifth of the runs is spread evenly over all prompts.
+    α_a (β + (1 − β) Σ_{b≠a} α_b / (1 − α_b)): the likely best with β = ½, else its strongest rival (top-two Thompson
+    sampling, Russo 2016). A fifth of the runs is spread evenly over all prompts. Of two prompts each gets half of the
+    runs, whatever they did: that tells them apart best.
 
     Args:
         successes: Right runs of each prompt, (P,).
         runs: Graded runs of each prompt, (P,).
-        rng: For the posterior's draws.
     """
     n = len(runs)
     if n == 1:
         return np.ones(1)
-    posterior = rng.beta(1 + successes, 1 + runs - successes, size=(_POSTERIOR_DRAWS, n))
-    best = np.bincount(posterior.argmax(axis=1), minlength=n) / _POSTERIOR_DRAWS
-    others = np.minimum(1 - best, 1.0)
-    ratio = np.divide(best, others, out=np.zeros(n), where=others > 0)
-    taken = best * (TOP_SHARE + (1 - TOP_SHARE) * (ratio.sum() - ratio))
+    points = (np.arange(_POINTS) + 0.5) / _POINTS
+    posterior = beta((1 + successes)[:, None], (1 + runs - successes)[:, None])
+    density, below = posterior.pdf(points), posterior.cdf(points)
+    best = np.array([(density[a] * np.delete(below, a, axis=0).prod(axis=0)).sum() for a in range(n)])
+    best /= best.sum()
+    others = np.array([np.delete(best, a).sum() for a in range(n)])  # 1 − α, without its rounding near 1
     if others.min() <= 0:  # no doubt is left about the best: all others are rivals alike
         taken = np.where(others <= 0, TOP_SHARE, (1 - TOP_SHARE) / (n - 1))
-    return (1 - FLOOR) * taken / taken.sum() + FLOOR / n
+    else:
+        ratio = best / others
+        taken = best * (TOP_SHARE + (1 - TOP_SHARE) * np.array([np.delete(ratio, a).sum() for a in range(n)]))
+    return np.asarray((1 - FLOOR) * taken / taken.sum() + FLOOR / n)
 
 
 def check_design(design: str, n_prompts: int) -> None:

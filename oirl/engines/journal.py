@@ -69,8 +69,10 @@ class Journal:
 
     def remove(self) -> None:
         """Close and delete the file: its rows stand elsewhere."""
+        if fcntl is None:  # Windows deletes no file that is open
+            self.close()
+        self.path.unlink(missing_ok=True)  # before the lock is given up: after it, the file may be another's
         self.close()
-        self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Journal:
         return self
@@ -103,14 +105,17 @@ class Journal:
         lines = self._file.readall().split(b"\n")
         half = lines.pop()
         # Before anything is cut off: is it ours at all?
-        if not _HEAD.startswith((lines or [half])[0][: len(_HEAD)]):
+        if not (lines[0].startswith(_HEAD) if lines else _HEAD.startswith(half[: len(_HEAD)])):
             raise DataError(f"{self.path}:1: not the journal of a run; move the file away")
         if half:
             self._file.truncate(sum(len(line) + 1 for line in lines))
-        if not lines:
+        found = [self._parse(number, line) for number, line in enumerate(lines, 1)]
+        if len(found) == 1 and found[0]["run"] != identity:  # killed before anything was made: it binds to nothing
+            self._file.truncate(0)
+            found = []
+        if not found:
             self._write(json.dumps({"run": identity}, ensure_ascii=False, sort_keys=True).encode() + b"\n")
             return
-        found = [self._parse(number, line) for number, line in enumerate(lines, 1)]
         check_same_run(str(self.path), found[0]["run"], identity)
         self.rows = found[1:]
         self._holds_rows = bool(self.rows)

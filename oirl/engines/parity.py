@@ -19,6 +19,8 @@ from oirl.language_models import Rendered
 THRESHOLDS = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Number type -> the largest mean absolute difference of log-probs, in nats, that passes for agreement."""
 _AT_THE_EDGE = 0.02
+_COMPARED = 0.9
+_NEARLY_ALL, _TIMES_THE_MEAN = 0.99, 20
 TEXTS = (
     "What is 2 + 3?",
     "Tom has 12 apples and gives 5 to Ann. How many apples are left?",
@@ -41,7 +43,7 @@ class Difference:
         mean_abs: Mean of |difference|, in nats.
         max_abs: The largest.
         kl_k3: Mean of r − 1 − log r with r = exp(reference − engine): an estimate of their KL divergence (Schulman).
-        agrees: Whether the mean is within the threshold.
+        agrees: Whether the mean is within the threshold, and 99% of the differences within twenty times it.
     """
 
     case: str
@@ -119,7 +121,8 @@ def check_parity(
     ]
     raw = _differ("temperature 0.7", warm, _scored(reference, warm), limit)
     processed = _differ("temperature 0.7", warm, _drawn(reference, warm, replace(base, temperature=0.7)), limit)
-    report.logprobs_are = "raw" if raw.agrees else "processed" if processed.agrees else "neither"
+    closer = ("raw", raw) if raw.mean_abs <= processed.mean_abs else ("processed", processed)
+    report.logprobs_are = closer[0] if closer[1].agrees else "neither"
     kept = processed if report.logprobs_are == "processed" else raw
     report.differences.append(replace(kept, case=f"temperature 0.7, log-probs {report.logprobs_are}"))
     narrow = replace(base, temperature=0.7, top_p=0.9)
@@ -167,9 +170,10 @@ def _pairs(
         if len(tokens) == len(completion.logprobs):
             same = completion.token_ids is None or list(completion.token_ids) == again
             found.append(_Pair(i, reference.tokens(text), tokens, list(completion.logprobs), completion, same))
-    if not found:
+    if len(found) < _COMPARED * len(rendered):
         raise EngineError(
-            f"the engine {engine.name!r} gave no response that can be compared: {errors[:1] or 'no tokens'}"
+            f"the engine {engine.name!r} gave {len(found)} responses of {len(rendered)} that can be compared: "
+            f"{errors[0] if errors else 'the others have not one log-prob a token'}"
         )
     return found
 
@@ -209,11 +213,13 @@ def difference(case: str, logprobs: Sequence[float], reference: Sequence[float],
         reference: Those of the plain forward pass.
         limit: The largest mean absolute difference that agrees.
     """
-    gaps = [r - e for e, r in zip(logprobs, reference, strict=True)]
-    known = [gap for gap in gaps if math.isfinite(gap)]
-    if not known or len(gaps) - len(known) > _AT_THE_EDGE * len(gaps):
-        return Difference(case, len(gaps), math.inf, math.inf, math.inf, False)
-    gaps = known
+    pairs = list(zip(logprobs, reference, strict=True))
+    gaps = [r - e for e, r in pairs if not (math.isfinite(e) and r == -math.inf)]
+    if not gaps or not all(map(math.isfinite, gaps)) or len(pairs) - len(gaps) > _AT_THE_EDGE * len(pairs):
+        return Difference(case, len(pairs), math.inf, math.inf, math.inf, False)
     mean = sum(map(abs, gaps)) / len(gaps)
     k3 = sum(math.expm1(min(gap, 700.0)) - gap for gap in gaps) / len(gaps)
-    return Difference(case, len(gaps), mean, max(map(abs, gaps)), k3, mean <= limit)
+    # A fault in few places, such as the first token of each response, hides in a mean.
+    nearly_all = sorted(map(abs, gaps))[max(math.ceil(_NEARLY_ALL * len(gaps)) - 1, 0)]
+    agrees = mean <= limit and nearly_all <= _TIMES_THE_MEAN * limit
+    return Difference(case, len(gaps), mean, max(map(abs, gaps)), k3, agrees)

@@ -83,10 +83,14 @@ class Run:
     def rounds(self, verdicts: Mapping[Key, bool | None]) -> Iterator[Iterable[Cell]]:
         """Yield the cells, of an adaptive design round by round: the next one is asked for when the last is made."""
         n, p, r = len(self.queries), len(self.prompts), self.replicates
+        # A budget may stop the run: what is made then must be a fair sample, whatever the order of the file.
+        order = sorted(range(n), key=lambda i: derive_seed(self.sampling.seed, "order", self.queries[i].query_id))
         if self.design == "full":
-            yield full(n, p, r)
+            yield (cell._replace(query=order[cell.query]) for cell in full(n, p, r))
         elif self.design == "random":
-            yield random([self._keys(draw) for draw in range(r)], p)
+            keys = [self._keys(draw) for draw in range(r)]
+            drawn = random([[of_draw[i] for i in order] for of_draw in keys], p)
+            yield (cell._replace(query=order[cell.query]) for cell in drawn)
         elif self.design == "balanced":
             yield balanced(n, p, r, np.random.default_rng(self.sampling.seed))
         else:
@@ -100,8 +104,7 @@ class Run:
             keys = self._keys(draw)
             for start in range(0, len(order), _ROUND):
                 queries = order[start : start + _ROUND]
-                rng = np.random.default_rng([self.sampling.seed, draw, start])
-                chances = top_two(successes, runs, rng)
+                chances = top_two(successes, runs)
                 cells = list(adaptive_round(queries, [keys[q] for q in queries], chances, count))
                 yield cells
                 for cell in cells:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from oirl.errors import DataError
 from oirl.evaluation.ceilings import best_choice_ceiling
-from oirl.evaluation.logged import adaptive_warning
+from oirl.evaluation.logged import adaptive_warning, ungraded_warning
 from oirl.evaluation.power import compare_prompts, power_of
 from oirl.evaluation.replies import check_cut_off, check_labels, repeated_until_right
 from oirl.evaluation.success import prompt_success
@@ -121,7 +121,13 @@ def audit(log: pa.Table, *, prices: Mapping[str, tuple[float, float]] | None = N
         costs=_costs(log, prices),
         warnings=[
             warning
-            for warning in (leaks.warning(), grouping.warning(), pooled_models_warning(log), adaptive_warning(log))
+            for warning in (
+                leaks.warning(),
+                grouping.warning(),
+                pooled_models_warning(log),
+                adaptive_warning(log),
+                ungraded_warning(log),
+            )
             if warning
         ],
     )

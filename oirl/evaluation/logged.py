@@ -15,6 +15,7 @@ from oirl.statistics.intervals import standard_error
 
 _DIMENSIONS, _FOLDS, _ENOUGH = 64, 5, 50
 _MOSTLY_KNOWN = 0.95
+_UNEVEN = 0.02
 _STRENGTHS = (0.01, 0.1, 1.0)  # inverse penalties of the classifier, the best on held-out folds is taken
 _DETERMINISTIC, _TOLD = 0.97, 0.9
 """Held-out accuracy of predicting the prompt from the query, and how much of what the most-run prompt alone leaves open
@@ -85,9 +86,10 @@ def logged_runs(cells: Cells, groups: np.ndarray, seed: int = 0) -> LoggedRuns:
         if np.all(cells.inverse_propensity[known] < 1 + 1e-9):
             why = "every run has the propensity 1: the logger left nothing to chance"
             return LoggedRuns(shares, rates, inverse, "deterministic", ever, why)
-        # Where the prompts that were run have all of the probability, the others had none.
+        # Where the prompts that were run have all of the probability, the others had none; more than all of it comes of
+        # runs that were drawn with different probabilities, and tells nothing of the others.
         seen = np.divide(1.0, inverse, out=np.zeros(runs.shape), where=inverse > 0)
-        possible = np.where((seen.sum(axis=1) >= 1 - 1e-6)[:, None], runs > 0, ever)
+        possible = np.where((np.abs(seen.sum(axis=1) - 1) <= 1e-6)[:, None], runs > 0, ever)
         left_out = int(cells.runs[~known].sum())
         why = f"all runs but {left_out:,} have their propensity" if left_out else "every run has its propensity"
         warning = f"{left_out:,} runs without a propensity were left out of the weighting" if left_out else None
@@ -141,6 +143,27 @@ def adaptive_warning(log: pa.Table) -> str | None:
         "the propensities of a prompt differ from run to run, as in an adaptive collection: prompts that did badly by "
         "bad luck were run less after it, so the success of each prompt's own runs is somewhat too low on average; "
         "`oirl evaluate` weighs by the propensities"
+    )
+
+
+def ungraded_warning(log: pa.Table) -> str | None:
+    """Say so where runs under some prompts lack a verdict more often than under others: what is left is a selection.
+
+    Args:
+        log: Interactions, with prompt_id and correct.
+    """
+    flags = pa.table({"prompt_id": log["prompt_id"], "none": pc.is_null(log["correct"]).cast(pa.float64())})
+    found = flags.group_by("prompt_id").aggregate([("none", "mean"), ("none", "count")])
+    known = found.filter(pc.greater_equal(found["none_count"], _ENOUGH))
+    if len(known) < 2:
+        return None
+    lowest, highest = pc.min(known["none_mean"]).as_py(), pc.max(known["none_mean"]).as_py()
+    if highest - lowest <= _UNEVEN:
+        return None
+    worst = known["prompt_id"][pc.index(known["none_mean"], pa.scalar(highest)).as_py()].as_py()
+    return (
+        f"{highest:.0%} of the runs under {worst} have no verdict, {lowest:.0%} under another prompt: if it is the "
+        "hard queries that failed, that prompt looks better than it is"
     )
 
 

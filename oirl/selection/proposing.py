@@ -181,7 +181,8 @@ def propose(
     if screen.keep < 1:
         raise ConfigError(f"keep = {screen.keep}; allowed: 1 or more")
     cells, sparse = without_sparse_prompts(make_cells(rows))
-    evidence = gather_evidence(rows, prompt_success(cells), seed)
+    # By the lower end of the interval: of prompts with few runs, the highest share is mostly luck.
+    evidence = gather_evidence(rows, sorted(prompt_success(cells), key=lambda s: -s.ci_low), seed)
     best = evidence.prompts[0]
     queries = [] if plan is None else _check(plan, rows, evidence, seed)
     candidates, left_out = _candidates(rows, proposer, evidence, n, seed)
@@ -221,12 +222,18 @@ def gather_evidence(rows: pa.Table, ranked: Sequence[PromptSuccess], seed: int) 
 
 
 def write_prompt_file(report: ProposeReport, path: str | Path) -> None:
-    """Write the candidates, winner first, and the best logged prompt as JSON lines: a prompt file with its evidence."""
+    """Write the candidates and the best logged prompt as JSON lines: a prompt file with its evidence.
+
+    After a race the first is the winner if it is shown to be better, else the best logged prompt.
+    """
     racers = {r.prompt_id: r for r in report.race.racers} if report.race else {}
-    winner = report.race.winner if report.race else None
+    made = report.race
+    shown = made is not None and made.ci_low is not None and made.ci_low > 0 and not made.stopped
+    first = made.winner if made and shown else report.best_prompt.prompt_id
     rows = [_row(c.prompt_id, c.prompt, "proposed", racers, report) | _estimate(c) for c in report.candidates]
     rows.append(_row(report.best_prompt.prompt_id, report.best_prompt.prompt, "logged", racers, report))
-    rows.sort(key=lambda row: row["prompt_id"] != winner)
+    if made is not None:
+        rows.sort(key=lambda row: row["prompt_id"] != first)
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     report.out = str(path)

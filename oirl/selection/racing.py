@@ -175,15 +175,18 @@ def race(
 
 
 def _verdicts(log: str | Path, prompt_ids: Sequence[str], queries: Sequence[Query]) -> np.ndarray:
-    """Return the verdicts of some prompts on some queries, float (Q, P), NaN where there is none."""
-    table = read_log(log, ["query_id", "query", "prompt_id", "prompt", "replicate", "correct"])
+    """Return the verdicts of some prompts on some queries, float (Q, P), NaN where there is none.
+
+    A run that failed is wrong: left out, it would help a prompt that fails on the hard queries.
+    """
+    table = read_log(log, ["query_id", "query", "prompt_id", "prompt", "replicate", "response", "correct"])
     row = {query.query_id: i for i, query in enumerate(queries)}
     column = {name: i for i, name in enumerate(prompt_ids)}
     found = np.full((len(row), len(column)), np.nan)
-    names = ("query_id", "prompt_id", "correct")
-    for query, prompt, verdict in zip(*(table[name].to_pylist() for name in names), strict=True):
-        if query in row and prompt in column and verdict is not None:
-            found[row[query], column[prompt]] = verdict
+    names = ("query_id", "prompt_id", "response", "correct")
+    for query, prompt, response, verdict in zip(*(table[name].to_pylist() for name in names), strict=True):
+        if query in row and prompt in column and (verdict is not None or response is None):
+            found[row[query], column[prompt]] = bool(verdict)
     return found
 
 

@@ -212,7 +212,7 @@ def check_printed(done: subprocess.CompletedProcess[str], out: Path) -> None:
     assert lines[0] == f"{out}: 2 candidates"
     assert re.fullmatch(r"to beat: fair, right in \d\d\.\d% of 80 logged runs: \{query\} Fairly, at 0\.50", lines[1])
     (won,) = [line for line in lines if line.startswith(name)]
-    assert re.search(r" 30 +\d\d\.\d% +\[\d\d\.\d%, \d+\.\d%\] +– +won +\{query\} Well, at 0\.95", won)
+    assert re.search(r" 30 +\d\d\.\d% +\[\d\d\.\d%, \d+\.\d%\] +– +(?:leads|won, +confirmed|won) +\{query\} Well, at 0\.95", won)
     (beaten,) = [line for line in lines if line.startswith(template_id(BAD))]
     assert re.search(r" 20 +\d\.\d% .* out after 20 ", beaten)
     assert [line for line in lines if line.startswith("fair ") and " to beat " in line]

@@ -31,11 +31,11 @@ def text_of(rendered: Rendered) -> str:
     return rendered if isinstance(rendered, str) else "\n\n".join(turn["content"] for turn in rendered)
 
 
-def reply(rendered: Rendered, seed: int) -> Completion:
+def reply(rendered: Rendered, seed: int, rates: dict[str, float] = RATES) -> Completion:
     """Add up rightly with the rate of the prompt's way; all of the reply follows from text and seed."""
     text = text_of(rendered)
     a, b = (int(number) for number in re.findall(r"(\d+) plus (\d+)", text)[0])
-    rate = next(rate for way, rate in RATES.items() if re.search(rf"[Ww]ay {way}", text))
+    rate = next(rate for way, rate in rates.items() if re.search(rf"[Ww]ay {way}", text))
     said = a + b if seed / 2**31 < rate else a + b + 1 + seed % 5
     words = f"By {seed}: the answer is {said}."
     return Completion(words, "stop", tokens_in=len(text.split()), tokens_out=len(words.split()), latency_s=0.25)

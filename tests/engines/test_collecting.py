@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 from oirl import PromptSelector, Sampling, audit, collect, evaluate, import_log, open_engine, read_log, write_log
 from oirl.engines.base import Completion, Engine, EngineError, failed, refused
 from oirl.engines.collecting import CollectReport, Progress
+from oirl.engines.designs import top_two
 from oirl.engines.spending import Budget
 from oirl.errors import ConfigError, DataError
 from oirl.language_models import Rendered
@@ -173,13 +174,13 @@ def test_chat_engines_get_messages_and_others_text(out: Path) -> None:
     run(out, plain := Scripted())
     run(out.with_name("chat"), chat := Scripted(chat=True))
     query = QUERIES[0].query
-    assert [r.rendered for r in plain.requests[:3]] == [
+    assert [r.rendered for r in plain.requests if query in str(r.rendered)] == [
         f"{query} In way low.",
         f"In way mid: {query}",
         f"Way high.\n\n{query}",
     ]
     system = {"role": "system", "content": "Way high."}
-    assert [r.rendered for r in chat.requests[:3]] == [
+    assert [r.rendered for r in chat.requests if query in str(r.rendered)] == [
         [{"role": "user", "content": f"{query} In way low."}],
         [{"role": "user", "content": f"In way mid: {query}"}],
         [system, {"role": "user", "content": query}],
@@ -426,7 +427,7 @@ def test_another_setting_is_refused_by_its_name(
         run(out)
     else:
         with pytest.raises(EngineError):
-            run(out, Scripted(dies_after=4))
+            run(out, Scripted(dies_after=17))
     there = {path.name: path.read_bytes() for path in out.parent.iterdir()}
     other = Scripted(**engine)
     with pytest.raises(ConfigError) as error:
@@ -520,7 +521,7 @@ def test_an_id_with_another_text_is_refused(out: Path, what: str, finished: bool
         run(out)
     else:
         with pytest.raises(EngineError):
-            run(out, Scripted(dies_after=4))
+            run(out, Scripted(dies_after=17))
     there = {path.name: path.read_bytes() for path in out.parent.iterdir()}
     changed: dict[str, Any] = {
         "query": {"queries": [replace(QUERIES[0], query="What is 8 plus 8?"), *QUERIES[1:]]},
@@ -993,29 +994,26 @@ def test_adaptive_weights_are_unbiased_and_the_best_is_run_more(tmp_path: Path) 
     assert runs[2] > 1.5 * runs[0]
 
 
-def test_the_first_round_of_an_adaptive_run_is_even_and_the_next_follow_the_verdicts(out: Path) -> None:
-    run(out, engine := Scripted(), design="adaptive", replicates=3, **grow(50))
-    of_text = {row["query"]: [] for row in rows(out)}
-    for row in rows(out):
-        of_text[row["query"]].append(row)
-    asked = [text_of(request.rendered) for request in engine.requests]
-    assert len(asked) == 150
-    propensities: list[dict[str, float]] = []
-    rest = {(row["query"], row["prompt_id"], row["replicate"]): row["propensity"] for row in rows(out)}
-    seen: Counter[tuple[str, str]] = Counter()
-    for start in (0, 50, 100):
-        found: dict[str, set[float]] = {}
-        for text in asked[start : start + 50]:
-            query = next(q for q in of_text if q in text)
-            way = next(w for w in RATES if f"ay {w}" in text)
-            found.setdefault(way, set()).add(rest[query, way, seen[query, way]])
-            seen[query, way] += 1
-        assert all(len(values) == 1 for values in found.values())  # one probability a prompt and round
-        propensities.append({way: values.pop() for way, values in found.items()})
-        assert sum(propensities[-1].values()) == pytest.approx(1)
-    assert list(propensities[0].values()) == pytest.approx([1 / 3] * 3, abs=0.03)
-    assert propensities[2]["high"] > 0.36
-    assert propensities[2]["low"] < 0.3
+def test_each_round_of_an_adaptive_run_follows_the_verdicts_before_it(out: Path) -> None:
+    queries = [replace(q, answer=None) if i % 4 == 0 else q for i, q in enumerate(questions(50))]
+    close = {"low": 0.45, "mid": 0.5, "high": 0.55}  # so that no round leaves the best without doubt
+    engine = Scripted(lambda text, seed: reply(text, seed, close))
+    run(out, engine, design="adaptive", replicates=4, queries=queries)
+    of_seed = {int(row["response"].split()[1][:-1]): row for row in rows(out)}
+    made = [of_seed[request.seed] for request in engine.requests]
+    right, tried = np.zeros(3), np.zeros(3)
+    for start in range(0, 200, 50):
+        part = made[start : start + 50]
+        chances = [{row["propensity"] for row in part if row["prompt_id"] == way} for way in RATES]
+        assert [len(values) for values in chances] == [1, 1, 1]  # one probability a prompt and round
+        found = [values.pop() for values in chances]
+        assert sum(found) == pytest.approx(1)
+        expected = np.mean([top_two(right, tried) for seed in range(20)], axis=0)
+        assert found == pytest.approx(expected, abs=0.025)
+        for row in part:
+            right[list(RATES).index(row["prompt_id"])] += row["correct"] is True
+            tried[list(RATES).index(row["prompt_id"])] += row["correct"] is not None
+    assert tried.sum() == 4 * 37
 
 
 # What the rest of oirl makes of it --------------------------------------------------------------------------

@@ -104,6 +104,7 @@ TRANSIENT: dict[str, Fault] = {
     "a choice without text": changed(choices=[{"index": 0, "finish_reason": "stop"}]),
     "a choice that is null": changed(choices=[None]),
     "a choice that is a text": changed(choices=["12"]),
+    "broken off": changed_choice(finish_reason="abort"),
     "slow": slow(0.05),
 }
 """What passes, if it is asked again."""

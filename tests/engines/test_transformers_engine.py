@@ -1070,6 +1070,7 @@ def test_derived_seeds_depend_on_all_parts() -> None:
 def forever(taken: list[int]) -> Iterator[Request]:
     for i in itertools.count():
         taken.append(i)
+        assert i < 10_000, "requests are taken without end"
         yield Request(QUERIES[i % len(QUERIES)], i)
 
 

@@ -426,11 +426,11 @@ def test_queries_without_answers_count_for_nobody(out: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [failed("no room"), refused("too long")])
-def test_requests_that_fail_count_for_nobody(out: Path, broken: list[Completion]) -> None:
+def test_requests_that_fail_count_as_wrong(out: Path, broken: list[Completion]) -> None:
     engine = Coin({"item 3! Way 1": broken, "item 1003! Way 0": broken})
     report = run(out, prompts_at(0.1, 0.9), engine=engine)
-    assert {r.prompt_id: r.n for r in report.racers} == {"p0": 60, "p1": 59}
-    assert report.n_confirm == 39
+    assert {r.prompt_id: r.n for r in report.racers} == {"p0": 60, "p1": 60}
+    assert report.n_confirm == 40
     assert report.winner == "p1"
     assert not any(verdicts(out, "p1", items(1, 3)))
 
@@ -499,7 +499,10 @@ def test_a_budget_that_ends_in_the_confirmation(out: Path) -> None:
     report = run(short, prompts_at(0.3, 0.9), sampling=sampling, budget=Budget(1700, "tokens"))
     assert report.stopped == "the budget is spent"
     assert 0 < report.n_confirm < 40
-    won, lost = (np.array(verdicts(short, name, items(report.n_confirm, 1000))) for name in ("p1", "p0"))
+    made = {row["query_id"] for row in read_log(short).to_pylist() if row["prompt_id"] == "p0"}
+    both = {row["query_id"] for row in read_log(short).to_pylist() if row["prompt_id"] == "p1"} & made
+    asked = [item for item in items(40, 1000) if item.query_id in both]
+    won, lost = (np.array(verdicts(short, name, asked)) for name in ("p1", "p0"))
     expected = paired_interval(int((won & ~lost).sum()), int((lost & ~won).sum()), report.n_confirm)
     assert (report.gain, report.ci_low, report.ci_high) == expected
     assert spent(short) <= 1700
@@ -600,7 +603,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[RaceReport]]:
         return SimpleNamespace(stopped=None, warnings=[], errors={})
 
     def table(*_: Any) -> pa.Table:
-        ids = {"query_id": [q for q, _ in made], "prompt_id": [p for _, p in made]}
+        ids = {"query_id": [q for q, _ in made], "prompt_id": [p for _, p in made], "response": ["said"] * len(made)}
         return pa.table(ids | {"correct": list(made.values())})
 
     monkeypatch.setattr(racing, "collect", collect)
