@@ -75,7 +75,9 @@ def prompt_tokens(tokenizer: Any, rendered: Rendered) -> list[int]:
             raise ConfigError("the text is not valid Unicode") from e
         return ids[:-1] if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id else ids
     if not tokenizer.chat_template:
-        raise ConfigError("messages need a chat template, and this model's tokenizer has none; give it plain text")
+        raise ConfigError(
+            "messages need a chat template, and this model's tokenizer has none; give it plain text (--set chat=false)"
+        )
     turns = list(rendered)
     try:
         return _apply_template(tokenizer, turns)

@@ -40,7 +40,9 @@ def generate(
     engine: Annotated[str, ENGINE],
     model: Annotated[str, MODEL],
     queries: Annotated[Path, typer.Option("--queries", help="File of queries, with `answer` if they are graded.")],
-    prompts: Annotated[Path, typer.Option("--prompts", help="File of prompts (.txt, .jsonl, .yaml).")],
+    prompts: Annotated[
+        Path, typer.Option("--prompts", help="File of prompts: .jsonl, .yaml, or .txt with one a line.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The log to write (Parquet), or to go on with.")],
     replicates: Annotated[
         int,
@@ -77,10 +79,12 @@ def generate(
 
     if adaptive and design not in (None, "adaptive"):
         raise ConfigError(f"--adaptive is a design of its own; leave out --design {design}")
+    if out.suffix.lower() != ".parquet":
+        raise ConfigError(f"{out}: a log is written to a .parquet file; name such a file")
     settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     sampling = Sampling(**settings, stop=tuple(stop or ()), seed=seed)
     asked, templates = read_query_records(queries), read_templates(prompts)
-    limit, table = Budget.parse(budget) if budget is not None else None, prices_of(prices) or {}
+    limit, price = Budget.parse(budget) if budget is not None else None, _price(prices, model)
     with opened(engine, model, set_) as made, collecting_progress() as progress:
         try:
             report = collect(
@@ -93,7 +97,7 @@ def generate(
                 replicates=replicates,
                 grade=grade,
                 budget=limit,
-                price=table.get(model, table.get("default")),
+                price=price,
                 progress=progress,
             )
         except KeyboardInterrupt:
@@ -124,8 +128,12 @@ def propose(
     proposer_set: Annotated[
         list[str] | None, typer.Option("--proposer-set", metavar="NAME=VALUE", help="A parameter of its engine.")
     ] = None,
-    race: Annotated[int, typer.Option("--race", help="Queries to race on; 0 to propose only.")] = 100,
-    confirm: Annotated[int, typer.Option("--confirm", help="Other queries to confirm the winner on.")] = 200,
+    race: Annotated[
+        int, typer.Option("--race", help="Queries on which all kept candidates run; 0 to propose only.")
+    ] = 100,
+    confirm: Annotated[
+        int, typer.Option("--confirm", help="Queries besides those, to confirm the winner's gain on.")
+    ] = 200,
     grade: Annotated[str, GRADE] = "numeric",
     budget: Annotated[str | None, BUDGET] = None,
     prices: Annotated[Path | None, PRICES] = None,
@@ -139,7 +147,7 @@ def propose(
     from oirl.engines.base import Sampling
     from oirl.engines.spending import Budget
     from oirl.logs.store import read_log
-    from oirl.selection.proposing import MetaPromptProposer, RacePlan, Screen, write_prompt_file
+    from oirl.selection.proposing import MetaPromptProposer, RacePlan, Screen, check_prompt_file, write_prompt_file
     from oirl.selection.proposing import propose as propose_prompts
 
     if out.suffix.lower() != ".jsonl":
@@ -148,8 +156,8 @@ def propose(
         raise ConfigError("--n must be 1 or more, --race and --confirm 0 or more")
     rows, screen = read_log(log), Screen(keep, _reward_model(reward_model))
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    limit, table = Budget.parse(budget) if budget is not None else None, prices_of(prices) or {}
-    price = table.get(model, table.get("default"))
+    limit, price = Budget.parse(budget) if budget is not None else None, _price(prices, model)
+    check_prompt_file(out)
     other = proposer_engine or proposer_model or proposer_set
     with ExitStack() as stack:
         target = stack.enter_context(opened(engine, model, set_)) if race or not other else None
@@ -170,6 +178,16 @@ def propose(
         print_json(report.to_dict())
         return
     _print_proposed(report)
+
+
+def _price(prices: Path | None, model: str) -> tuple[float, float] | None:
+    table = prices_of(prices)
+    if table is None:
+        return None
+    found = table.get(model, table.get("default"))
+    if found is None:
+        raise ConfigError(f"{prices} has no price of {model!r}, and no `default`; it has: {', '.join(table)}")
+    return found
 
 
 def _reward_model(folder: str | None) -> Any:
@@ -204,7 +222,7 @@ def _print_race(report: Any) -> None:
     race = report.race
     predicted = {c.prompt_id: c.predicted for c in report.candidates}
     print_table(
-        ["prompt", "queries", "success", "95% interval", "predicted", "", "template"],
+        ["prompt", "queries", "success", "95% interval", "predicted", "standing", "template"],
         [
             [
                 r.prompt_id,

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from oirl.engines.base import Completion, Engine, EngineError, Request, Sampling
+from oirl.engines.base import Completion, Engine, EngineError, Request, Sampling, failed
 from oirl.engines.designs import Cell
 from oirl.engines.journal import Journal, check_same_run
-from oirl.engines.runs import Key, Run
+from oirl.engines.runs import Key, Run, count_of
 from oirl.engines.spending import Budget, Spending
 from oirl.errors import ConfigError, DataError
 from oirl.language_models import Rendered
@@ -180,12 +180,31 @@ class _Made:
                 todo.append(cell)
         while todo:
             taken: list[Cell] = []
-            for position, (completion,) in self._run.engine.stream(self._requests(todo, taken), self._run.sampling):
+            waiting: set[int] = set()
+            requests = self._requests(todo, taken, waiting)
+            for position, completions in self._run.engine.stream(requests, self._run.sampling):
+                completion = self._checked(position, completions, waiting)
                 if self._finish(taken[position], completion) is None:
                     todo.append(taken[position])
             if not taken:
                 return False
+            for position in sorted(waiting):
+                if self._finish(taken[position], failed("the engine gave no completion")[0]) is None:
+                    todo.append(taken[position])
         return True
+
+    def _checked(self, position: Any, completions: Any, waiting: set[int]) -> Completion:
+        """Return the completion of a request; an engine that mixes requests up would spoil the log."""
+        ours = isinstance(position, int) and position in waiting
+        found = list(completions) if isinstance(completions, (list, tuple)) else []
+        if not ours or len(found) != 1 or not isinstance(found[0], Completion):
+            what = "one completion of each request" if ours else "each request once, by its position"
+            name = getattr(self._run.engine, "name", "?")
+            raise EngineError(f"the engine {name!r} breaks its contract: it must yield {what}; got {position!r}")
+        waiting.remove(position)
+        if found[0].text is None and found[0].error is None:
+            return failed("the engine gave neither a response nor a reason")[0]
+        return found[0]
 
     def table(self) -> pa.Table:
         """Return all rows, by query, prompt and replicate; those outside of this design come last."""
@@ -201,18 +220,20 @@ class _Made:
         tables = self._tables or [INTERACTION_SCHEMA.empty_table()]
         return pa.concat_tables(tables).take(pa.array(places, pa.int64()))
 
-    def _requests(self, todo: deque[Cell], taken: list[Cell]) -> Iterator[Request]:
+    def _requests(self, todo: deque[Cell], taken: list[Cell], waiting: set[int]) -> Iterator[Request]:
         while todo:
             request = self._run.request(todo[0])
             if not self._spending.afford(self._run.key(todo[0]), _size(request.rendered)):
                 return
+            waiting.add(len(taken))
             taken.append(todo.popleft())
             yield request
 
     def _finish(self, cell: Cell, completion: Completion) -> Key | None:
         """Keep a run, unless it has failed for the first time and may do better later."""
         key = self._run.key(cell)
-        self._spending.settle(key, completion.tokens_in, completion.tokens_out)
+        tokens_in, tokens_out = count_of(completion.tokens_in), count_of(completion.tokens_out)
+        self._spending.settle(key, tokens_in, tokens_out)
         if completion.error is None:
             self._failures_in_a_row, self._any_success = 0, True
         elif not completion.refused and key not in self._failed_once:
@@ -222,10 +243,10 @@ class _Made:
             return None
         elif not self._any_success:
             self._failures_in_a_row += 1
-        row = self._run.row(cell, completion, self._spending.cost(completion.tokens_in, completion.tokens_out))
+        row = self._run.row(cell, completion, self._spending.cost(tokens_in, tokens_out))
         self._journal.append(row)
         self._new.append(row)
-        self._count(row["correct"], completion.error is not None, completion.tokens_out or 0)
+        self._count(row["correct"], completion.error is not None, tokens_out or 0)
         self._place[key], self.verdicts[key] = self._rows + len(self._new) - 1, row["correct"]
         if len(self._new) == _ROWS_AT_A_TIME:
             self._pack()
@@ -315,9 +336,13 @@ def _write(run: Run, table: pa.Table) -> None:
 
 def _tell(report: CollectReport, run: Run, table: pa.Table) -> None:
     """Say what should be known of the rows."""
-    notes = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
-    failed = pc.is_null(table["response"]).to_pylist()
-    report.errors = dict(Counter(str(n.get("error")) for n, f in zip(notes, failed, strict=True) if f).most_common())
+    notes = [_notes(text) for text in table["metadata"].to_pylist()]
+    silent = pc.is_null(table["response"]).to_pylist()
+    report.errors = dict(Counter(str(n.get("error")) for n, f in zip(notes, silent, strict=True) if f).most_common())
+    report.warnings += run.warnings
+    if ungraded := Counter(note["grade_error"] for note in notes if isinstance(note.get("grade_error"), str)):
+        reason, count = ungraded.most_common(1)[0]
+        report.warnings.append(f"the checker failed on {ungraded.total():,} responses, {count:,} times with {reason}")
     failures = sum(report.errors.values())
     if failures:
         again = "" if run.design == "adaptive" else "; the same command tries them again"
@@ -327,6 +352,14 @@ def _tell(report: CollectReport, run: Run, table: pa.Table) -> None:
         report.warnings.append(f"{cut / len(notes):.0%} of the responses were cut off at the limit of tokens")
     if run.checker is None and any(query.answer is not None for query in run.queries):
         report.warnings.append("the queries have answers, but nothing was graded: name a checker (--grade)")
+
+
+def _notes(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _size(rendered: Rendered) -> int:

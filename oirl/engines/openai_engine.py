@@ -7,13 +7,15 @@ import math
 import os
 import queue
 import random
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from oirl.engines.base import Completion, Engine, EngineError, Request, Sampling, failed, refused
+from oirl.engines.openai_replies import read_choices, read_completion, read_scores
 from oirl.errors import ConfigError, require
 
 T = TypeVar("T")
@@ -63,28 +65,40 @@ class OpenAIEngine(Engine):
         require("openai", "openai", "the engine `openai`")
         from openai import AsyncOpenAI
 
-        if concurrency < 1 or timeout <= 0 or max_retries < 0 or (requests_per_minute or 1) <= 0:
-            raise ConfigError(
-                f"concurrency = {concurrency}, timeout = {timeout}, max_retries = {max_retries}, requests_per_minute = "
-                f"{requests_per_minute}; allowed: 1 or more, above 0, 0 or more, above 0"
-            )
+        _check_number("concurrency", concurrency, whole=True, least=1)
+        _check_number("max_retries", max_retries, whole=True, least=0)
+        _check_number("timeout", timeout)
+        if requests_per_minute is not None:
+            _check_number("requests_per_minute", requests_per_minute)
         self.model, self.chat = str(model), chat
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or f"https://{_OPENAI}/v1"
-        key = os.environ.get(api_key_env)
+        key = (os.environ.get(api_key_env) or "").strip()  # files end in a line break, headers must not
         if not key and self._is_openai:
-            raise ConfigError(f"{self.base_url} needs a key: set the environment variable {api_key_env}")
+            raise ConfigError(f"{self._shown_url} needs a key: set the environment variable {api_key_env}")
         self._concurrency, self._timeout, self._max_retries = concurrency, timeout, max_retries
         self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._not_before = self._next_start = 0.0
+        self._ended = False
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="oirl-openai").start()
-        self._client = AsyncOpenAI(api_key=key or "none", base_url=self.base_url, max_retries=0, timeout=timeout)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="oirl-openai")
+        self._thread.start()
+        self._key = key or "none"
+        try:
+            self._client = AsyncOpenAI(api_key=self._key, base_url=self.base_url, max_retries=0, timeout=timeout)
+        except Exception as e:  # an address that is none
+            self._stop()
+            raise ConfigError(f"base_url = {self._shown_url!r}: {e}") from e
         try:
             self._card = self._find_model()
         except BaseException:
             self.close()
             raise
         self._is_vllm = self._card.get("owned_by") == "vllm"
+
+    @property
+    def _shown_url(self) -> str:
+        """The address without a name and password in it."""
+        return re.sub(r"//[^/@]*@", "//", self.base_url)
 
     @property
     def _is_openai(self) -> bool:
@@ -99,7 +113,7 @@ class OpenAIEngine(Engine):
             "engine": self.name,
             "engine_version": openai.__version__,
             "server_version": server,
-            "base_url": self.base_url,
+            "base_url": self._shown_url,
             "model": self.model,
             "model_fingerprint": self._card.get("root"),
             "chat": self.chat,
@@ -111,6 +125,7 @@ class OpenAIEngine(Engine):
         pending = enumerate(requests)
         running: dict[int, Future[list[Completion]]] = {}
         fatal: EngineError | None = None
+        self._ended = False
         try:
             while True:
                 while not fatal and len(running) < self._concurrency and (item := next(pending, None)) is not None:
@@ -125,7 +140,10 @@ class OpenAIEngine(Engine):
                 try:
                     completions = future.result()
                 except EngineError as e:  # what is on its way is paid for: it is waited for
-                    fatal = e
+                    fatal, self._ended = e, True
+                except CancelledError:  # it had not begun when the run ended, or the engine was closed
+                    if fatal is None:
+                        raise EngineError("the engine was closed") from None
                 else:
                     yield position, completions
             if fatal:
@@ -161,17 +179,21 @@ class OpenAIEngine(Engine):
             )
 
         try:
-            reply = await self._retrying(ask, lambda r: _choices(r, 1))
+            reply = await self._retrying(ask, lambda r: read_scores(r, len(prompt), tokens))
         except (_Refused, _Failed) as e:
-            raise EngineError(f"{self.base_url} cannot score given tokens: {e}") from e
-        told = reply.choices[0].prompt_logprobs[len(prompt) :]
-        return [entry[str(token)]["logprob"] for entry, token in zip(told, tokens, strict=True)]
+            raise EngineError(f"{self._shown_url} cannot score given tokens: {e}") from e
+        return read_scores(reply, len(prompt), tokens)
 
     def close(self) -> None:
         """Break off what is running and close the connections."""
         if self._loop.is_running():
             self._wait(self._shut())
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._stop()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _shut(self) -> None:
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -188,15 +210,16 @@ class OpenAIEngine(Engine):
         except _Refused as e:
             # Gateways need not list models; what they have shows with the first request.
             if e.status in (401, 403):
-                raise EngineError(f"{self.base_url}: {e}") from e
+                raise EngineError(f"{self._shown_url}: {e}") from e
             return {}
         except _Failed as e:
-            raise EngineError(f"{self.base_url} does not answer: {e}") from e
+            raise EngineError(f"{self._shown_url} does not answer: {e}") from e
         listed = getattr(reply, "data", None)
-        cards = {card.id: card.model_dump() for card in listed} if isinstance(listed, list) else {}
+        found = listed if isinstance(listed, list) else []
+        cards = {card.id: card.model_dump() for card in found if isinstance(getattr(card, "id", None), str)}
         local = [name for name, card in cards.items() if card.get("owned_by") == "vllm"]
         if local and self.model not in cards:
-            raise EngineError(f"{self.base_url} has no model {self.model!r}; it has: {', '.join(cards)}")
+            raise EngineError(f"{self._shown_url} has no model {self.model!r}; it has: {', '.join(cards)}")
         return cards.get(self.model, {})
 
     async def _version(self) -> str | None:
@@ -216,7 +239,7 @@ class OpenAIEngine(Engine):
                 check(reply)
                 return reply
             except (asyncio.TimeoutError, Exception) as e:  # asyncio's own is no TimeoutError before Python 3.11
-                reason, told = _passing(e, self._timeout)
+                reason, told = _passing(e, self._timeout, self._key)
             wait = min(_FIRST_WAIT_S * 2**attempt, _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
             if told is not None:
                 wait = max(told, wait)
@@ -227,41 +250,52 @@ class OpenAIEngine(Engine):
 
     async def _turn(self) -> None:
         """Wait until a request may begin: not more often than allowed, not while the server wants to be left alone."""
-        now = time.monotonic()
-        start = max(now, self._not_before, self._next_start)
-        self._next_start = start + self._gap if self._gap else 0.0
-        if start > now:
-            await asyncio.sleep(start - now)
+        while (start := max(self._not_before, self._next_start)) > (now := time.monotonic()):
+            await asyncio.sleep(start - now)  # the server may ask for more patience meanwhile
+        if self._ended:  # nothing more is begun
+            raise asyncio.CancelledError
+        if self._gap:
+            self._next_start = now + self._gap
 
     async def _complete(self, request: Request, sampling: Sampling) -> list[Completion]:
-        began = time.perf_counter()
+        seconds = 0.0
+
+        async def ask() -> Any:
+            nonlocal seconds
+            began = time.perf_counter()
+            reply = await self._ask(request, sampling)
+            seconds = time.perf_counter() - began
+            return reply
+
         try:
-            reply = await self._retrying(lambda: self._ask(request, sampling), lambda r: _choices(r, sampling.n))
+            reply = await self._retrying(ask, lambda r: read_choices(r, sampling.n))
         except _Refused as e:
             if e.status in _FATAL or e.status == 429:
-                raise EngineError(f"{self.base_url}: {e}") from e
+                raise EngineError(f"{self._shown_url}: {e}") from e
             return refused(str(e), sampling.n)
         except _Failed as e:
             return failed(str(e), sampling.n)
-        seconds = time.perf_counter() - began
-        return [self._completion(reply, choice, sampling, seconds) for choice in _choices(reply, sampling.n)]
+        return [
+            read_completion(reply, choice, logprobs=sampling.logprobs, alone=sampling.n == 1, seconds=seconds)
+            for choice in read_choices(reply, sampling.n)
+        ]
 
     async def _ask(self, request: Request, sampling: Sampling) -> Any:
         settings = self._settings(request, sampling)
+        _check_unicode(request)
+        if sampling.logprobs:
+            settings["logprobs"] = True if self.chat else 1
         if self.chat:
             turns = request.rendered
             if isinstance(turns, str):
                 turns = [{"role": "user", "content": turns}]
             return await self._client.chat.completions.create(
                 messages=list(turns),  # type: ignore[arg-type]
-                logprobs=sampling.logprobs or None,
                 **settings,
             )
         if not isinstance(request.rendered, str):
             raise _Refused("messages cannot be sent as plain text", 400)
-        return await self._client.completions.create(
-            prompt=request.rendered, logprobs=1 if sampling.logprobs else None, **settings
-        )
+        return await self._client.completions.create(prompt=request.rendered, **settings)
 
     def _settings(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         """Return what to send: all settings, as a server may take those it is not told from the model's own files."""
@@ -278,31 +312,21 @@ class OpenAIEngine(Engine):
             extra = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True} | extra
         return {k: v for k, v in found.items() if v is not None} | {"extra_body": extra or None}
 
-    def _completion(self, reply: Any, choice: Any, sampling: Sampling, seconds: float) -> Completion:
-        text = choice.message.content if self.chat else choice.text
-        logprobs = getattr(choice, "logprobs", None)
-        if logprobs is not None and sampling.logprobs:
-            content = getattr(logprobs, "content", None) if self.chat else None
-            values = [t.logprob for t in content or ()] if self.chat else getattr(logprobs, "token_logprobs", None)
-        else:
-            values = None
-        tokens = getattr(choice, "token_ids", None)
-        prompt = getattr(reply, "prompt_token_ids", None) or getattr(choice, "prompt_token_ids", None)
-        usage = getattr(reply, "usage", None)
-        tokens_out = len(tokens) if tokens else None
-        if tokens_out is None and usage is not None and sampling.n == 1:
-            tokens_out = usage.completion_tokens
-        return Completion(
-            text or "",
-            choice.finish_reason,
-            tuple(tokens) if tokens else None,
-            tuple(values) if values else None,
-            tuple(prompt) if prompt else None,
-            usage.prompt_tokens if usage is not None else None,
-            tokens_out,
-            seconds,
-            model_fingerprint=getattr(reply, "system_fingerprint", None),
-        )
+
+def _check_number(name: str, value: Any, *, whole: bool = False, least: int | None = None) -> None:
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not right or (value < least if least is not None else value <= 0):
+        allowed = f"{'a whole number, ' if whole else ''}{'above 0' if least is None else f'{least} or more'}"
+        raise ConfigError(f"{name} = {value!r}; allowed: {allowed}")
+
+
+def _check_unicode(request: Request) -> None:
+    rendered = request.rendered
+    try:
+        for text in [rendered] if isinstance(rendered, str) else [turn["content"] for turn in rendered]:
+            text.encode()
+    except UnicodeEncodeError as e:
+        raise _Refused("the text is not valid Unicode", 400) from e
 
 
 class _Refused(Exception):
@@ -317,27 +341,7 @@ class _Failed(Exception):
     """What went wrong went on for too long."""
 
 
-class _BadReplyError(ValueError):
-    """A reply of status 200 that is not what the interface says."""
-
-
-def _choices(reply: Any, n: int) -> list[Any]:
-    """Return the choices of a reply.
-
-    Raises:
-        _BadReplyError: If there are not n, or one has no text.
-    """
-    choices = getattr(reply, "choices", None)
-    if not isinstance(choices, list) or len(choices) != n:
-        raise _BadReplyError("the reply is no completion")
-    if any(getattr(choice, "message", None) is None and getattr(choice, "text", None) is None for choice in choices):
-        raise _BadReplyError("the reply has no text")
-    if any(choice.finish_reason == "abort" for choice in choices):  # vLLM, when it is paused or shut down
-        raise _BadReplyError("the server has broken off the response")
-    return choices
-
-
-def _passing(error: BaseException, timeout: float) -> tuple[str, float | None]:
+def _passing(error: BaseException, timeout: float, key: str) -> tuple[str, float | None]:
     """Return what to say of an error that may pass, and the seconds that the server asks to be left alone.
 
     Raises:
@@ -346,7 +350,7 @@ def _passing(error: BaseException, timeout: float) -> tuple[str, float | None]:
     from openai import APIConnectionError, APIStatusError
 
     if isinstance(error, APIStatusError):
-        status, said = error.status_code, _said(error)
+        status, said = error.status_code, _said(error).replace(key, "(the key)")
         if (status not in _TRANSIENT and status < 500) or error.code == "insufficient_quota":
             raise _Refused(f"status {status}: {said}", status) from error
         return f"status {status}: {said}", _retry_after(error) if status in (429, 503) else None
@@ -356,7 +360,9 @@ def _passing(error: BaseException, timeout: float) -> tuple[str, float | None]:
         return f"{error} {error.__cause__ or ''}".strip(), None
     if isinstance(error, _Refused):
         raise error
-    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):  # what parsing a broken reply raises
+    if isinstance(
+        error, (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+    ):  # what parsing a broken reply raises
         return f"a broken reply: {error}", None
     raise error
 

@@ -170,11 +170,11 @@ def _pairs(
         if len(tokens) == len(completion.logprobs):
             same = completion.token_ids is None or list(completion.token_ids) == again
             found.append(_Pair(i, reference.tokens(text), tokens, list(completion.logprobs), completion, same))
-    if len(found) < _COMPARED * len(rendered):
-        raise EngineError(
-            f"the engine {engine.name!r} gave {len(found)} responses of {len(rendered)} that can be compared: "
-            f"{errors[0] if errors else 'the others have not one log-prob a token'}"
-        )
+    if not found and errors:
+        raise EngineError(f"the engine {engine.name!r} gave no response that can be compared: {errors[0]}")
+    if len(found) < _COMPARED * (len(rendered) - len(errors)):
+        count = len(rendered) - len(errors) - len(found)
+        raise EngineError(f"{count} responses of the engine {engine.name!r} have not one log-prob for each token")
     return found
 
 

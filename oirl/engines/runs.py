@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,10 +21,12 @@ from oirl.errors import ConfigError, DataError
 from oirl.language_models import Rendered
 from oirl.logs.checkers import apply_checker
 from oirl.logs.grading import open_checker
-from oirl.logs.rendering import messages, render
+from oirl.logs.rendering import messages, render, split_at_query
 from oirl.records import Query
 
 _ROUND = 50
+_OTHER_MARK = re.compile(r"(?<!\{)\{[A-Za-z_]\w*(?:![a-z])?\}(?!\})")
+_LARGEST = 2**31 - 1
 
 Key = tuple[str, str, int]
 """Query, prompt, replicate: what a run is known by."""
@@ -50,18 +53,20 @@ class Run:
             raise ConfigError(f"replicates = {replicates}; allowed: 1 or more")
         if design == "adaptive" and not (grade and any(q.answer is not None for q in queries)):
             raise ConfigError("the adaptive design needs verdicts: queries with an `answer`, and a checker to grade by")
+        self.warnings: list[str] = []
         self.engine, self.queries, self.prompts, self.out = engine, _distinct(queries), list(prompts), out
         self.sampling, self.design, self.replicates = replace(sampling, n=1), design, replicates
         self.checker = open_checker(grade) if grade else None
         self.described = engine.describe()
         names = [name for name, _ in prompts]
         if twice := [name for name, n in Counter(names).items() if n > 1]:
-            raise ConfigError(f"two prompts have the id {twice[0]!r}; each needs its own")
+            texts = {template for name, template in prompts if name == twice[0]}
+            what = "two prompts are equal" if len(texts) == 1 else f"two prompts have the id {twice[0]!r}"
+            raise ConfigError(f"{what} ({min(texts)[:60]!r}); keep one, or give each its own id")
         for name, template in prompts:
-            if self._render(template, "x") is None:
-                raise ConfigError(
-                    f"prompt {name!r} cannot be filled with a query alone: {template[:60]!r}; use {{query}}"
-                )
+            self._check_prompt(name, template)
+        if grade and all(query.answer is None for query in self.queries):
+            self.warnings.append(f"no query has an `answer`, so {grade} graded nothing")
         told = ("engine", "model", "model_fingerprint", "dtype", "chat")
         self.identity = {name: self.described[name] for name in told if name in self.described} | {
             "sampling": self.sampling.to_dict(),
@@ -79,6 +84,19 @@ class Run:
     def total(self) -> int:
         """How many runs the design has."""
         return len(self.queries) * self.replicates * (len(self.prompts) if self.design == "full" else 1)
+
+    def _check_prompt(self, name: str, template: str) -> None:
+        literals = split_at_query(template)
+        if literals is None:
+            raise ConfigError(f"prompt {name!r} cannot be filled with a query alone: {template[:60]!r}; use {{query}}")
+        if others := [mark for text in literals for mark in _OTHER_MARK.findall(text)]:
+            if len(literals) == 1:
+                raise ConfigError(
+                    f"prompt {name!r} has {others[0]}, but no {{query}}: {template[:60]!r}; use {{query}}"
+                )
+            self.warnings.append(
+                f"prompt {name!r} gives the model {others[0]} as it stands: only {{query}} is filled in"
+            )
 
     def rounds(self, verdicts: Mapping[Key, bool | None]) -> Iterator[Iterable[Cell]]:
         """Yield the cells, of an adaptive design round by round: the next one is asked for when the last is made."""
@@ -133,42 +151,54 @@ class Run:
         query, (prompt_id, template) = self.queries[cell.query], self.prompts[cell.prompt]
         told = {
             "finish_reason": completion.finish_reason,
-            "error": None if completion.error is None else _encodable(completion.error),
+            "error": completion.error,
             "model_fingerprint": completion.model_fingerprint,
         }
+        verdict, told["grade_error"] = self._verdict(completion.text, query.answer)
         return asdict(query) | {
             "prompt_id": prompt_id,
             "prompt": template,
             "response": None if completion.text is None else _encodable(completion.text),
-            "correct": self._verdict(completion.text, query.answer),
+            "correct": verdict,
             "model": self.engine.model,
             "run_id": self.run_id,
             "replicate": cell.replicate,
             "propensity": cell.propensity,
             "sampling": self.settings,
-            "tokens_in": completion.tokens_in,
-            "tokens_out": completion.tokens_out,
+            "tokens_in": count_of(completion.tokens_in),
+            "tokens_out": count_of(completion.tokens_out),
             "latency_s": completion.latency_s,
             "cost": cost,
             "created_at": datetime.now(timezone.utc).isoformat(),
-            "metadata": json.dumps(_with(query.metadata, told), ensure_ascii=False),
+            "metadata": _encodable(json.dumps(_with(query.metadata, told), ensure_ascii=False)),
         }
 
     def check_texts(self, table: pa.Table) -> None:
-        """Refuse rows of an earlier session whose query or prompt had another text."""
-        for name, known in (("query", {q.query_id: q.query for q in self.queries}), ("prompt", dict(self.prompts))):
-            pairs = pa.table([table[f"{name}_id"], table[name]], ["id", "text"]).group_by(["id", "text"]).aggregate([])
+        """Refuse rows of an earlier session whose query, answer or prompt was another."""
+        answers = {q.query_id: q.answer for q in self.queries}
+        texts: dict[str, Mapping[str, str | None]] = {
+            "query": {q.query_id: q.query for q in self.queries},
+            "answer": answers,
+            "prompt": dict(self.prompts),
+        }
+        for name, known in texts.items():
+            ids = table["prompt_id" if name == "prompt" else "query_id"]
+            pairs = pa.table([ids, table[name]], ["id", "text"]).group_by(["id", "text"]).aggregate([])
             for key, text in zip(pairs["id"].to_pylist(), pairs["text"].to_pylist(), strict=True):
                 if known.get(key, text) != text:
                     raise DataError(
-                        f"{self.out}: {name}_id {key!r} stood for another {name} before: {text[:60]!r}; give it "
-                        "another id, or name another --out"
+                        f"{self.out}: {'query' if name == 'answer' else name}_id {key!r} stood for another {name} "
+                        f"before: {str(text)[:60]!r}; give it another id, or name another --out"
                     )
 
-    def _verdict(self, response: str | None, answer: str | None) -> bool | None:
+    def _verdict(self, response: str | None, answer: str | None) -> tuple[bool | None, str | None]:
+        """Return the verdict, and why there is none where the checker failed: the response is paid for and stays."""
         if self.checker is None or response is None or answer is None:
-            return None
-        return apply_checker(self.checker, response, answer).correct
+            return None, None
+        try:
+            return apply_checker(self.checker, response, answer).correct, None
+        except Exception as e:  # a checker of the user's raises what it likes
+            return None, f"{type(e).__name__}: {e}"
 
 
 def _distinct(queries: Sequence[Query]) -> list[Query]:
@@ -180,6 +210,11 @@ def _distinct(queries: Sequence[Query]) -> list[Query]:
     if not found:
         raise DataError("there is no query")
     return list(found.values())
+
+
+def count_of(value: Any) -> int | None:
+    """Return a count of tokens as an engine gave it, None if it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST else None
 
 
 def _encodable(text: str) -> str:

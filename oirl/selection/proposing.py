@@ -239,6 +239,24 @@ def write_prompt_file(report: ProposeReport, path: str | Path) -> None:
     report.out = str(path)
 
 
+def check_prompt_file(path: str | Path) -> None:
+    """Refuse a file that is there and is not an earlier result of `propose`.
+
+    Raises:
+        ConfigError: If it would be lost.
+    """
+    file = Path(path)
+    if not file.exists():
+        return
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        ours = all(json.loads(line).get("source") in ("proposed", "logged") for line in lines)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        ours = False
+    if not ours:
+        raise ConfigError(f"{path} is there and holds no proposed prompts; name another file")
+
+
 def _estimate(candidate: Candidate) -> dict[str, Any]:
     return {} if candidate.predicted is None else {"predicted": candidate.predicted, "extrapolation": True}
 

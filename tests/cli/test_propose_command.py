@@ -212,7 +212,7 @@ def check_printed(done: subprocess.CompletedProcess[str], out: Path) -> None:
     assert lines[0] == f"{out}: 2 candidates"
     assert re.fullmatch(r"to beat: fair, right in \d\d\.\d% of 80 logged runs: \{query\} Fairly, at 0\.50", lines[1])
     (won,) = [line for line in lines if line.startswith(name)]
-    assert re.search(r" 30 +\d\d\.\d% +\[\d\d\.\d%, \d+\.\d%\] +– +(?:leads|won, +confirmed|won) +\{query\} Well, at 0\.95", won)
+    assert re.search(r" 30 +\d\d\.\d% +\[\d\d\.\d%, \d+\.\d%\] +– +won, confirmed +\{query\} Well, at 0\.95", won)
     (beaten,) = [line for line in lines if line.startswith(template_id(BAD))]
     assert re.search(r" 20 +\d\.\d% .* out after 20 ", beaten)
     assert [line for line in lines if line.startswith("fair ") and " to beat " in line]
@@ -269,6 +269,8 @@ def test_equal_commands_give_equal_files(oirl: Typed, tmp_path: Path) -> None:
         assert oirl("--out", out, *SHORT, "--seed", seed).returncode == 0
     assert file_rows(outs[0]) == file_rows(outs[1])
     assert file_rows(outs[0]) != file_rows(outs[2])
+    asked = [set(read_log(out.with_name("prompts.race.parquet"))["query_id"].to_pylist()) for out in outs]
+    assert asked[0] == asked[1] != asked[2]
 
 
 def test_what_was_left_out_is_noted(oirl: Typed, tmp_path: Path) -> None:
@@ -285,7 +287,7 @@ def test_commands_to_the_terminal_are_not_passed_on(oirl: Typed, tmp_path: Path)
     assert "red" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert "\x07" not in done.stdout + done.stderr
-    assert file_rows(out)[0]["prompt"] == "{query} \x1b[31mred\x07 at 0.9"
+    assert "{query} \x1b[31mred\x07 at 0.9" in [text for _, text in read_templates(out)]
 
 
 def test_the_file_is_one_that_select_reads(work: Path, oirl: Typed, tmp_path: Path) -> None:
@@ -304,6 +306,8 @@ def test_warnings_are_printed(oirl: Typed, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "warning: the winner was not confirmed" in done.stderr
     assert "gains" not in done.stdout
+    assert " leads " in done.stdout
+    assert " won" not in done.stdout
 
 
 # Which engines are opened -----------------------------------------------------------------------------------
@@ -432,6 +436,18 @@ def test_endings_may_be_in_capitals(oirl: Typed, tmp_path: Path) -> None:
     assert read_templates(tmp_path / "P.JSONL")
 
 
+@pytest.mark.parametrize("text", ['{"prompt": "mine"}\n', "no JSON", "[1, 2]\n", '{"source": "proposed"}\n{"a": 1}\n'])
+def test_a_file_of_somebody_else_is_not_lost(oirl: Typed, tmp_path: Path, toy: ModuleType, text: str) -> None:
+    out = tmp_path / "p.jsonl"
+    out.write_text(text)
+    assert f"{out} is there and holds no proposed prompts" in error(oirl("--out", out, *SHORT))
+    assert out.read_text() == text
+    assert toy.OPENED == []
+    assert oirl("--out", tmp_path / "own.jsonl", "--n", "1", "--race", "0").returncode == 0
+    assert oirl("--out", tmp_path / "own.jsonl", "--n", "2", "--race", "0").returncode == 0  # its own is replaced
+    assert len(file_rows(tmp_path / "own.jsonl")) == 3
+
+
 def test_a_log_that_is_not_there(oirl: Typed, tmp_path: Path, toy: ModuleType) -> None:
     assert "nothing.parquet" in error(oirl("--out", tmp_path / "p.jsonl", log="nothing.parquet"))
     assert toy.OPENED == []
@@ -482,7 +498,10 @@ def test_a_budget_stops_the_race_and_a_larger_one_goes_on(oirl: Typed, tmp_path:
 
 def test_a_budget_in_money_needs_prices(oirl: Typed, tmp_path: Path) -> None:
     (tmp_path / "prices.yaml").write_text("small: {input: 1000, output: 1000}\n")
+    priceless = tmp_path / "others.yaml"
+    priceless.write_text("other: {input: 1000, output: 1000}\n")
     settings = ("--out", tmp_path / "p.jsonl", *SHORT, "--max-tokens", "1", "--prices", tmp_path / "prices.yaml")
+    assert "'small'" in error(oirl(*settings[:-1], priceless, "--budget", "0.5money"))
     done = oirl(*settings, "--budget", "0.5money", "--json")
     assert strict(done.stdout)["race"]["stopped"] == "the budget is spent"
     assert sum(read_log(tmp_path / "p.race.parquet")["cost"].to_pylist()) <= 0.5

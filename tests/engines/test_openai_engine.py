@@ -1307,7 +1307,7 @@ def test_generate_killed_out_of_quota_and_resumed_gives_the_faultless_log(
         assert process.returncode == -signal.SIGKILL, said
         assert not (folder / "log.parquet").exists()
         kept = {text_of_row(row) for row in journal_rows(folder) if row["response"] is not None}
-        assert len(kept) == 11
+        assert 11 <= len(kept) <= 12  # the refused one is among the first twelve, or not
         assert soon(lambda: server.open == 0)
 
         session, before = 2, len(server.asked)

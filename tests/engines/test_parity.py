@@ -161,6 +161,27 @@ def test_a_gap_of_any_size_is_a_number() -> None:
     assert not found.agrees
 
 
+@pytest.mark.parametrize(("out", "agrees"), [(1, True), (2, True), (3, False), (100, False)])
+def test_few_tokens_may_be_out_for_the_reference(out: int, agrees: bool) -> None:
+    """At the edge of what top-p leaves; how many they are decides."""
+    ours, theirs = [-1.0] * 100, [-math.inf] * out + [-1.01] * (100 - out)
+    found = difference("x", ours, theirs, 0.02)
+    assert found.agrees is agrees
+    if agrees:
+        assert found.tokens == 100 - out
+        assert found.mean_abs == pytest.approx(0.01)
+    assert not difference("x", theirs, ours, 0.02).agrees  # the engine drew what it says has no probability
+    for nothing in (-math.inf, math.nan):
+        assert not difference("x", [nothing, *ours[1:]], theirs, 0.02).agrees
+
+
+@pytest.mark.parametrize(("wrong", "agrees"), [(0, True), (1, True), (2, False)])
+def test_a_fault_in_few_places_does_not_hide_in_the_mean(wrong: int, agrees: bool) -> None:
+    found = difference("x", [-1.0] * 100, [-1.9] * wrong + [-1.0] * (100 - wrong), 0.02)
+    assert found.mean_abs == pytest.approx(0.009 * wrong)
+    assert found.agrees is agrees
+
+
 # Engines
 
 
@@ -441,26 +462,33 @@ def test_responses_that_change_in_a_batch_are_told(reference: TransformersEngine
 # Errors
 
 
-def test_texts_that_fail_are_left_out(reference: TransformersEngine) -> None:
-    texts = ["How many ?", "So 12 + 5", "apples " * 300, "Name a colour."]
-    report = check(reference, reference, texts=texts)
-    fewer = check(reference, reference, texts=texts[:2])
+LONG, SHORT = "apples " * 300, ["How many ?", "So 12 + 5", *TEXTS]
+
+
+@pytest.mark.parametrize("at", [0, 1, 10])
+def test_a_text_that_fails_is_left_out(reference: TransformersEngine, at: int) -> None:
+    report = check(reference, reference, texts=[*SHORT[:at], LONG, *SHORT[at:]])
     assert report.agrees
-    assert report.differences[0].tokens > fewer.differences[0].tokens
-
-
-def test_a_text_that_fails_is_no_difference_of_padding(reference: TransformersEngine) -> None:
-    for texts in (["apples " * 300, "How many ?", "So 12 + 5"], ["How many ?", "apples " * 300, "So 12 + 5"]):
-        report = check(reference, reference, texts=texts)
-        assert report.agrees
-        assert report.padding_agrees
+    assert report.padding_agrees
+    assert report.differences[0].tokens == check(reference, reference, texts=SHORT).differences[0].tokens
 
 
 def test_an_engine_that_answers_nothing_is_an_error_with_its_reason(reference: TransformersEngine) -> None:
-    with pytest.raises(EngineError, match=r"no response that can be compared.*301 tokens"):
-        check(reference, reference, texts=["apples " * 300])
-    with pytest.raises(EngineError, match="no response that can be compared"):
-        check(Double(reference, lambda c: replace(c, token_ids=None, logprobs=(-1.0,) * 200)), reference)
+    with pytest.raises(EngineError, match="that can be compared.*301 tokens"):
+        check(reference, reference, texts=[LONG])
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_responses_without_a_logprob_for_each_token_are_an_error(reference: TransformersEngine, some: bool) -> None:
+    """Of responses that are left out nothing is known; a report on the others would not say so."""
+
+    def too_many(completion: Completion) -> Completion:
+        if some and completion.tokens_in != 7:
+            return completion
+        return replace(completion, token_ids=None, logprobs=(-1.0,) * 200)
+
+    with pytest.raises(EngineError, match="log-prob for each token"):
+        check(Double(reference, too_many), reference)
 
 
 # The command line

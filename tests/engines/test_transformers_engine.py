@@ -734,22 +734,40 @@ def test_an_adapter_changes_what_is_generated_as_in_peft(engine: TransformersEng
     assert str(adapter) in told["model"]
 
 
-def test_a_shared_model_with_adapters_keeps_its_settings(adapter: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize(("modules", "embeddings"), [(["q_proj"], True), (["q_proj", "lm_head"], False)])
+def test_an_adapter_may_be_saved_with_the_embeddings_or_without(
+    tmp_path: Path, tokenizer: Any, modules: list[str], embeddings: bool
+) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=modules, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(load_language_model(BASE), config)
+    adapted.save_pretrained(tmp_path / "one", save_embedding_layers=embeddings)
+    found = TransformersEngine(BASE, adapter=str(tmp_path / "one"), device="cpu").generate(QUERIES[:3], GREEDY)
+    expected = TransformersEngine(adapted, tokenizer).generate(QUERIES[:3], GREEDY)
+    assert all(same(a, b) for (a,), (b,) in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of the base", "of its own"])
+def test_a_shared_model_with_adapters_keeps_its_settings(adapter: Path, tokenizer: Any, own: bool) -> None:
     from peft import PeftModel
 
     shared = PeftModel.from_pretrained(load_language_model(BASE), str(adapter))
+    inner = shared.get_base_model()
+    if own:
+        shared.generation_config = copy.deepcopy(inner.generation_config)
     for name, value in SETTINGS.items():
         setattr(shared.generation_config, name, value)
-    inner = shared.get_base_model()
-    config, before = inner.generation_config, inner.generation_config.to_dict()
+    configs = [shared.generation_config, inner.generation_config]
+    before = [config.to_dict() for config in configs]
     engine = TransformersEngine(shared, tokenizer)
     alone = TransformersEngine(BASE, adapter=str(adapter), device="cpu")
     for sampling in (GREEDY, DRAWN):
         found = engine.generate(QUERIES[:4], sampling)
         assert all(same(a, b) for (a,), (b,) in zip(found, alone.generate(QUERIES[:4], sampling), strict=True))
-    assert inner.generation_config is config
-    assert shared.generation_config is config
-    assert config.to_dict() == before
+    assert shared.generation_config is configs[0]
+    assert inner.generation_config is configs[1]
+    assert [config.to_dict() for config in configs] == before
     with shared.disable_adapter():
         plain = engine.generate(QUERIES[:4], GREEDY)
     expected = TransformersEngine(load_language_model(BASE), tokenizer).generate(QUERIES[:4], GREEDY)
@@ -939,6 +957,16 @@ def test_another_number_type(model: Any) -> None:
         found = half.generate(QUERIES[:4], DRAWN)
     gaps = [x - y for (c,) in found for x, y in zip(c.logprobs, at(logprobs_by_hand(model, c), c), strict=True)]
     assert 1e-5 < np.abs(gaps).mean() < 0.05
+
+
+def test_a_paused_engine_draws_nothing_until_it_is_resumed(model: Any, tokenizer: Any) -> None:
+    engine = TransformersEngine(model, tokenizer)
+    before = engine.generate(QUERIES[:2], DRAWN)
+    engine.pause()
+    with pytest.raises(EngineError, match="paused"):
+        engine.generate(QUERIES[:2], DRAWN)
+    engine.resume()
+    assert all(same(a, b) for (a,), (b,) in zip(engine.generate(QUERIES[:2], DRAWN), before, strict=True))
 
 
 # What is not allowed

@@ -31,6 +31,7 @@ from oirl.records import INTERACTION_SCHEMA, Query
 from oirl.selection import proposing
 from oirl.selection.meta_prompt import Evidence, LoggedPrompt, write_meta_prompt
 from oirl.selection.proposing import (
+    Candidate,
     MetaPromptProposer,
     Proposer,
     ProposeReport,
@@ -234,6 +235,17 @@ def test_one_lucky_run_does_not_make_the_best_prompt(task: pa.Table) -> None:
     log = pa.concat_tables([task, pa.Table.from_pylist([row], schema=INTERACTION_SCHEMA)])
     assert PromptSelector(PromptRewardModel()).fit(log).deployment_.best_prompt == "fair"
     assert run(log, Fixed([GOOD])).best_prompt.prompt_id == "fair"
+
+
+def test_a_few_runs_that_were_all_right_do_not_make_the_best_prompt() -> None:
+    """Run on a ninth of the queries: no sparse prompt, but ten of ten show less than 76 of 80."""
+    log = make_task(90, {"good": "{query} at 0.95", "few": "{query} Luck at 1.0", "poor": POOR})
+    rows = [row for row in log.to_pylist() if row["prompt_id"] != "few" or int(row["query_id"][1:]) < 10]
+    few = pa.Table.from_pylist(rows, schema=INTERACTION_SCHEMA)
+    proposer = Fixed([GOOD])
+    assert run(few, proposer).best_prompt.prompt_id == "good"
+    assert [p.prompt_id for p in proposer.calls[0][0].prompts] == ["good", "few", "poor"]
+    assert [p.n for p in proposer.calls[0][0].prompts] == [90, 10, 90]
 
 
 # Asking -----------------------------------------------------------------------------------------------------
@@ -645,6 +657,22 @@ def test_what_cannot_be_raced_is_said_before_the_proposer_is_paid(out: Path, wro
     assert proposer.calls == []
 
 
+def test_a_prompt_to_beat_that_cannot_be_raced_is_said_before_the_proposer_is_paid(out: Path) -> None:
+    proposer = Fixed([GOOD])
+    log = make_task(40, {"two": "{{question}} {{context}} at 0.90", "poor": POOR})
+    with pytest.raises(ConfigError, match="cannot be filled with a query alone"):
+        run(log, proposer, out=out)
+    assert proposer.calls == []
+
+
+def test_the_log_of_another_race_is_said_before_the_proposer_is_paid(task: pa.Table, out: Path) -> None:
+    run(task, Fixed([GOOD]), out=out)
+    proposer = Fixed([GOOD])
+    with pytest.raises(ConfigError, match="other settings"):
+        run(task, proposer, out=out, sampling=Sampling(temperature=0.5))
+    assert proposer.calls == []
+
+
 # What may be claimed ----------------------------------------------------------------------------------------
 
 
@@ -836,6 +864,27 @@ def test_the_best_logged_prompt_stands_first_if_it_won(task: pa.Table, out: Path
     assert not any("confirmed" in row for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("fields", "first"),
+    [
+        ({"gain": 0.3, "ci_low": 0.1, "ci_high": 0.5}, "new"),
+        ({"gain": 0.3, "ci_low": 0.0, "ci_high": 0.6}, "fair"),
+        ({"gain": -0.3, "ci_low": -0.5, "ci_high": -0.1}, "fair"),
+        ({}, "fair"),
+        ({"gain": 0.3, "ci_low": 0.1, "ci_high": 0.5, "stopped": "the budget is spent"}, "fair"),
+        ({"stopped": "the budget is spent"}, "fair"),
+    ],
+)
+def test_the_first_of_the_file_is_one_that_may_be_used(tmp_path: Path, fields: dict[str, Any], first: str) -> None:
+    """Whoever takes the first prompt of the file takes the winner only where it is shown to be better."""
+    candidates = [Candidate("other", "Other. {query}"), Candidate("new", GOOD)]
+    made = RaceReport("log", [], "new", "fair", n_confirm=40 if fields else 0, **fields)
+    report = ProposeReport(None, LoggedPrompt("fair", FAIR, 0.5, 90), candidates, {}, made)
+    write_prompt_file(report, tmp_path / "prompts.jsonl")
+    names = [name for name, _ in read_templates(tmp_path / "prompts.jsonl")]
+    assert names == [first, *(name for name in ("other", "new", "fair") if name != first)]
+
+
 def test_without_a_race_the_order_is_kept(task: pa.Table, fitted: PromptRewardModel, tmp_path: Path) -> None:
     path = tmp_path / "new" / "prompts.jsonl"
     texts = ["{query} rashly quickly at 0.1", "{query} slowly carefully at 0.9"]
@@ -858,6 +907,7 @@ def test_it_is_a_prompt_file(report: ProposeReport, tmp_path: Path, fitted: Prom
     expected = {c.prompt_id: c.prompt for c in report.candidates} | {"fair": FAIR}
     assert dict(templates) == expected
     assert templates[0] == (template_id(GOOD), GOOD)
+    assert "Zwei\\nZeilen — " in path.read_text(encoding="utf-8")  # for people too
     selector = PromptSelector(PromptRewardModel("logistic")).fit(make_task(60, dict(LOGGED, good=GOOD)))
     (choice,) = selector.select(["What?"], read_prompt_file(path, selector.model_))
     assert choice.prompt in expected.values()
