@@ -474,7 +474,7 @@ def test_a_text_that_fails_is_left_out(reference: TransformersEngine, at: int) -
 
 
 def test_an_engine_that_answers_nothing_is_an_error_with_its_reason(reference: TransformersEngine) -> None:
-    with pytest.raises(EngineError, match="that can be compared.*301 tokens"):
+    with pytest.raises(EngineError, match=r"that can be compared.*301 tokens"):
         check(reference, reference, texts=[LONG])
 
 
