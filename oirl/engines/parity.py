@@ -14,6 +14,7 @@ from typing import Any
 
 from oirl.engines.base import Completion, Engine, EngineError, Sampling
 from oirl.engines.transformers_engine import TransformersEngine
+from oirl.errors import ConfigError
 from oirl.language_models import Rendered
 
 THRESHOLDS = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -106,6 +107,8 @@ def check_parity(
     Raises:
         EngineError: If the engine answers nothing, or reports no log-probs.
     """
+    if not texts:
+        raise ConfigError("there is no text to compare on; name at least one")
     told, plain = engine.describe(), reference.describe()
     dtype = told.get("dtype") or plain["dtype"]
     limit = THRESHOLDS.get(dtype, THRESHOLDS["float32"]) if threshold is None else threshold

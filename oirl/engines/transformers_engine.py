@@ -153,6 +153,8 @@ class TransformersEngine(Engine):
     ) -> list[list[float]]:
         """Return the log-probs of tokens after a prompt as they would be drawn: after temperature, top-k and top-p."""
         pairs = list(zip(prompt_ids, token_ids, strict=True))
+        if not all(prompt for prompt, _ in pairs):
+            raise EngineError("tokens can only be scored after at least one token of a prompt")
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         found: list[list[float]] = [[] for _ in pairs]
         for start in range(0, len(order), self._batch_size):
@@ -323,11 +325,12 @@ def _put_on(model: Any, adapter: str) -> Any:
 
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
-        strange = set(load_peft_weights(adapter, device="cpu")) ^ set(get_peft_model_state_dict(adapted))
+        wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        missing = wanted - set(load_peft_weights(adapter, device="cpu"))
     except Exception as e:  # PEFT and safetensors raise many kinds
         raise ConfigError(f"cannot load the adapter {adapter!r}: {str(e).strip().splitlines()[0]}") from e
-    if strange:  # PEFT would leave it at a warning
-        raise ConfigError(f"cannot load the adapter {adapter!r}: not one of this model, only one has {min(strange)}")
+    if missing:  # PEFT would leave it at a warning
+        raise ConfigError(f"cannot load the adapter {adapter!r}: not one of this model, it lacks {min(missing)}")
     return adapted
 
 
@@ -340,14 +343,15 @@ def _own_settings(model: Any) -> Iterator[None]:
     places = [(place, place.generation_config) for place in {id(m): m for m in (model, inner)}.values()]
     for place, _ in places:
         place.generation_config = GenerationConfig()
-    trains = model.training
+    modes = [(module, module.training) for module in model.modules()]  # parts of a model may be frozen
     model.eval()
     try:
         yield
     finally:
         for place, settings in places:
             place.generation_config = settings
-        model.train(trains)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _fingerprint(model: Any, name: str, adapter: str | None) -> str | None:

@@ -436,7 +436,9 @@ def test_endings_may_be_in_capitals(oirl: Typed, tmp_path: Path) -> None:
     assert read_templates(tmp_path / "P.JSONL")
 
 
-@pytest.mark.parametrize("text", ['{"prompt": "mine"}\n', "no JSON", "[1, 2]\n", '{"source": "proposed"}\n{"a": 1}\n'])
+@pytest.mark.parametrize(
+    "text", ['{"prompt": "mine"}\n', "no JSON", "[1, 2]\n", '{"source": "proposed"}\n{"source": "me"}\n']
+)
 def test_a_file_of_somebody_else_is_not_lost(oirl: Typed, tmp_path: Path, toy: ModuleType, text: str) -> None:
     out = tmp_path / "p.jsonl"
     out.write_text(text)

@@ -234,7 +234,11 @@ def test_one_lucky_run_does_not_make_the_best_prompt(task: pa.Table) -> None:
     row = task.slice(0, 1).to_pylist()[0] | {"prompt_id": "lucky", "prompt": "{query} Luck at 0.10", "correct": True}
     log = pa.concat_tables([task, pa.Table.from_pylist([row], schema=INTERACTION_SCHEMA)])
     assert PromptSelector(PromptRewardModel()).fit(log).deployment_.best_prompt == "fair"
-    assert run(log, Fixed([GOOD])).best_prompt.prompt_id == "fair"
+    proposer = Fixed([GOOD])
+    report = run(log, proposer)
+    assert report.best_prompt.prompt_id == "fair"
+    assert [p.prompt_id for p in proposer.calls[0][0].prompts] == ["fair", "poor"]
+    assert [warning for warning in report.warnings if "lucky (1)" in warning]
 
 
 def test_a_few_runs_that_were_all_right_do_not_make_the_best_prompt() -> None:

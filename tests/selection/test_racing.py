@@ -389,6 +389,12 @@ def test_comparisons_are_those_of_all_rounds(out: Path, monkeypatch: pytest.Monk
     assert seen[-1][0] == (45, 3)
 
 
+def test_a_race_needs_a_query(out: Path) -> None:
+    with pytest.raises(ConfigError, match="at least one query"):
+        run(out, prompts_at(0.5, 0.9), queries=[])
+    assert not out.exists()
+
+
 def test_nothing_to_confirm_on(out: Path) -> None:
     report = run(out, prompts_at(0.2, 0.9), confirm=[])
     assert report.winner == "p1"
