@@ -162,7 +162,7 @@ class _Made:
         self._failed_once: set[Key] = set()
         self._failures_in_a_row, self._any_success = 0, False
         self._began = time.monotonic()
-        earlier = _earlier(run)
+        earlier = read_earlier(run)
         if earlier is not None:
             self._load(earlier)
         for start in range(0, len(journal.rows), _ROWS_AT_A_TIME):
@@ -301,8 +301,12 @@ class _Made:
         self._rows += len(table)
 
 
-def _earlier(run: Run) -> pa.Table | None:
-    """Return the rows of the log that is to be gone on with, None if there is none."""
+def read_earlier(run: Run) -> pa.Table | None:
+    """Return the rows of the log that is to be gone on with, None if there is none.
+
+    Raises:
+        ConfigError: If the log is not of this run.
+    """
     if not run.out.exists():
         return None
     kept = log_metadata(run.out).get(RUN)

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from oirl.engines.base import Engine, EngineError, Sampling, derive_seed
-from oirl.engines.collecting import Progress
+from oirl.engines.collecting import Progress, read_earlier
+from oirl.engines.runs import Run
 from oirl.engines.spending import Budget, Spending
 from oirl.errors import ConfigError, DataError
 from oirl.evaluation.success import PromptSuccess, prompt_success
@@ -320,10 +321,30 @@ def _check(plan: RacePlan, rows: pa.Table, evidence: Evidence, seed: int) -> lis
     Spending(plan.budget, plan.price, plan.sampling.max_tokens)
     if plan.n_race < 1 or plan.n_confirm < 0:
         raise ConfigError(f"n_race = {plan.n_race}, n_confirm = {plan.n_confirm}; allowed: 1 or more, 0 or more")
+    best = evidence.prompts[0]
+    # A run of one query, which refuses what cannot be filled in and a race log of other settings.
+    query = Query("x", "x", "x")
+    read_earlier(
+        Run(
+            plan.engine,
+            [query],
+            [(best.prompt_id, best.prompt)],
+            Path(plan.log),
+            _race_sampling(plan),
+            "full",
+            1,
+            plan.grade,
+        )
+    )
     queries = unlike_queries(rows, seed, [failure.query for failure in evidence.failures])
     if len(queries) < 2:
         raise DataError("a race needs queries with an `answer` in the log; there are fewer than two")
     return queries
+
+
+def _race_sampling(plan: RacePlan) -> Sampling:
+    # The log may have been collected with this very seed: drawn alike, its best prompt would be as lucky again.
+    return replace(plan.sampling, seed=derive_seed(plan.sampling.seed, "race"))
 
 
 def _race(
@@ -340,8 +361,7 @@ def _race(
         queries[raced : raced + plan.n_confirm],
         plan.log,
         grade=plan.grade,
-        # The log may have been collected with this very seed: drawn alike, its best prompt would be as lucky again.
-        sampling=replace(plan.sampling, seed=derive_seed(plan.sampling.seed, "race")),
+        sampling=_race_sampling(plan),
         budget=plan.budget,
         price=plan.price,
         progress=progress,

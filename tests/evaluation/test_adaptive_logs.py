@@ -44,7 +44,7 @@ def test_no_prompt_of_an_adaptive_log_counts_as_impossible() -> None:
             row = {"query_id": query, "query": query, "prompt_id": f"p{prompt}", "prompt": f"{{query}} {prompt}"}
             row |= {"correct": bool(rng.random() < 0.5), "propensity": chances[prompt], "replicate": draw}
             found.append(row)
-    cells = make_cells(conform_table(pa.Table.from_pylist(found), COLUMNS))
+    cells = make_cells(conform_table(pa.Table.from_pylist(found), [*COLUMNS, "propensity"]))
     logged = logged_runs(cells, np.arange(len(cells.query_ids)))
     assert logged.propensity == "logged"
     assert logged.possible.all()
