@@ -233,7 +233,7 @@ class _Made:
         """Keep a run, unless it has failed for the first time and may do better later."""
         key = self._run.key(cell)
         tokens_in, tokens_out = count_of(completion.tokens_in), count_of(completion.tokens_out)
-        self._spending.settle(key, tokens_in, tokens_out)
+        self._spending.settle(key, tokens_in, tokens_out, answered=completion.error is None)
         if completion.error is None:
             self._failures_in_a_row, self._any_success = 0, True
         elif not completion.refused and key not in self._failed_once:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from oirl.engines.base import Completion, Engine, Request, Sampling, derive_seed
 from oirl.engines.designs import Cell, adaptive_round, balanced, check_design, full, random, top_two
-from oirl.errors import ConfigError, DataError
+from oirl.errors import ConfigError, DataError, MissingPackageError
 from oirl.language_models import Rendered
 from oirl.logs.checkers import apply_checker
 from oirl.logs.grading import open_checker
@@ -197,8 +197,10 @@ class Run:
             return None, None
         try:
             return apply_checker(self.checker, response, answer).correct, None
+        except MissingPackageError:  # it can grade nothing
+            raise
         except Exception as e:  # a checker of the user's raises what it likes
-            return None, f"{type(e).__name__}: {e}"
+            return None, " ".join(f"{type(e).__name__}: {e}".split())
 
 
 def _distinct(queries: Sequence[Query]) -> list[Query]:

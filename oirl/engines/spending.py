@@ -65,7 +65,8 @@ class Spending:
         self._budget, self._price, self._max_tokens = budget, price, max_tokens
         self.tokens_in = self.tokens_out = 0
         self._promised: dict[object, int] = {}
-        self._added = 0
+        self._untold_out = 0
+        self._added = self._untold = 0
 
     @property
     def money(self) -> float | None:
@@ -84,16 +85,27 @@ class Spending:
         if self._budget is None:
             return True
         tokens_in = self.tokens_in + sum(self._promised.values()) + self._added * len(self._promised)
-        tokens_out = self.tokens_out + self._max_tokens * len(self._promised)
+        tokens_in += self._untold
+        tokens_out = self.tokens_out + self._max_tokens * (len(self._promised) + self._untold_out)
         worst = tokens_in + tokens_out if self._budget.unit == "tokens" else self.cost(tokens_in, tokens_out)
         if worst is not None and worst <= self._budget.amount:
             return True
         del self._promised[key]
         return False
 
-    def settle(self, key: object, tokens_in: int | None, tokens_out: int | None) -> None:
-        """Replace what was promised by what it has been."""
+    def settle(self, key: object, tokens_in: int | None, tokens_out: int | None, *, answered: bool = True) -> None:
+        """Replace what was promised by what it has been; of an answer whose tokens are not told the promise stays.
+
+        Args:
+            key: Of `afford`.
+            tokens_in: Tokens read, None where it is not told.
+            tokens_out: Tokens sampled, None where it is not told.
+            answered: Whether there was a response to pay for.
+        """
         size = self._promised.pop(key, 0)
+        if answered and size:
+            self._untold += size + self._added if tokens_in is None else 0
+            self._untold_out += tokens_out is None
         if tokens_in and size:
             self._added = max(self._added, tokens_in - size)
         self.tokens_in += tokens_in or 0
