@@ -241,7 +241,9 @@ def test_the_engine_is_closed(folder: Path) -> None:
     done("--set", "file=notes", "--set", "chat=true")
     notes = json.loads((folder / "notes").read_text())
     assert notes["closed"]
-    assert notes["rendered"] == [{"role": "user", "content": "Add 3 and 5! Do it badly."}]
+    (turn,) = notes["rendered"]
+    assert turn["role"] == "user"
+    assert re.fullmatch(r"Add \d and \d! Do it (well|badly)\.", turn["content"])
     assert "temperature was 1.0, is 0.0" in refused("--set", "file=other", "--set", "chat=true", "--temperature", "0")
     assert json.loads((folder / "other").read_text())["closed"]
 

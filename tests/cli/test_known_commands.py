@@ -20,7 +20,7 @@ ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in (".", "cli",
 
 def test_models_lists_what_is_registered() -> None:
     kinds = json.loads(run_oirl("models", "--json").stdout)
-    shown = ("prompt-models", "response-models", "preference-models", "embedders", "checkers")
+    shown = ("prompt-models", "response-models", "preference-models", "embedders", "checkers", "engines")
     assert kinds == {kind: KINDS[kind] for kind in shown}
     table = run_oirl("models").stdout
     assert all(name in table for kind in kinds for name in KINDS[kind])

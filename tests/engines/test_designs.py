@@ -73,6 +73,8 @@ def test_balanced_spreads_prompts_evenly(n: int, p: int, r: int, seed: int) -> N
     order = [cell.query for cell in cells[:n]]
     assert sorted(order) == list(range(n))
     assert [cell.query for cell in cells] == order * r
+    for m in range(n // p + 1):  # a budget may end it: a part of it is even too
+        assert np.bincount([cell.prompt for cell in cells[: m * p]], minlength=p).tolist() == [m] * p
     cells = [cell for draw in range(r) for cell in sorted(cells[draw * n : (draw + 1) * n])]
     assert {cell.propensity for cell in cells} == {1 / p}
     assert replicates_count_up(cells)
@@ -154,7 +156,9 @@ def best_by_integration(successes: list[int], runs: list[int]) -> np.ndarray:
 
     def chance(a: int) -> float:
         others = [p for i, p in enumerate(posteriors) if i != a]
-        return float(quad(lambda x: posteriors[a].pdf(x) * np.prod([p.cdf(x) for p in others]), 0, 1)[0])
+        middle, spread = posteriors[a].mean(), posteriors[a].std()
+        low, high = max(middle - 12 * spread, 0), min(middle + 12 * spread, 1)
+        return float(quad(lambda x: posteriors[a].pdf(x) * np.prod([p.cdf(x) for p in others]), low, high)[0])
 
     return np.array([chance(a) for a in range(len(runs))])
 
@@ -172,7 +176,13 @@ def chances_by_hand(best: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("successes", "runs"),
-    [([8, 6, 3], [12, 12, 12]), ([30, 29, 20, 2], [40, 41, 38, 5]), ([0, 1, 0], [1, 1, 0]), ([90, 70], [100, 100])],
+    [
+        ([8, 6, 3], [12, 12, 12]),
+        ([30, 29, 20, 2], [40, 41, 38, 5]),
+        ([0, 1, 0], [1, 1, 0]),
+        ([90, 70], [100, 100]),
+        ([2600, 2580, 2550], [5000, 5000, 5000]),
+    ],
 )
 def test_top_two_by_hand(successes: list[int], runs: list[int]) -> None:
     best = best_by_integration(successes, runs)
