@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from oirl.engines.base import Completion, Engine, EngineError, Request, Sampling, failed, refused
@@ -78,13 +79,13 @@ class OpenAIEngine(Engine):
         self._concurrency, self._timeout, self._max_retries = concurrency, timeout, max_retries
         self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._not_before = self._next_start = 0.0
-        self._ended = False
+        self._over = asyncio.Event()  # set when a run ends early: nothing more is begun
+        self._key = key
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="oirl-openai")
         self._thread.start()
-        self._key = key or "none"
         try:
-            self._client = AsyncOpenAI(api_key=self._key, base_url=self.base_url, max_retries=0, timeout=timeout)
+            self._client = AsyncOpenAI(api_key=key or "none", base_url=self.base_url, max_retries=0, timeout=timeout)
         except Exception as e:  # an address that is none
             self._stop()
             raise ConfigError(f"base_url = {self._shown_url!r}: {e}") from e
@@ -125,12 +126,11 @@ class OpenAIEngine(Engine):
         pending = enumerate(requests)
         running: dict[int, Future[list[Completion]]] = {}
         fatal: EngineError | None = None
-        self._ended = False
         try:
             while True:
                 while not fatal and len(running) < self._concurrency and (item := next(pending, None)) is not None:
                     position, request = item
-                    future = asyncio.run_coroutine_threadsafe(self._complete(request, sampling), self._loop)
+                    future = self._start(self._complete(request, sampling))
                     running[position] = future
                     future.add_done_callback(lambda f, position=position: done.put((position, f)))  # type: ignore[misc]
                 if not running:
@@ -140,7 +140,8 @@ class OpenAIEngine(Engine):
                 try:
                     completions = future.result()
                 except EngineError as e:  # what is on its way is paid for: it is waited for
-                    fatal, self._ended = e, True
+                    fatal = e
+                    self._soon(self._over.set)
                 except CancelledError:  # it had not begun when the run ended, or the engine was closed
                     if fatal is None:
                         raise EngineError("the engine was closed") from None
@@ -151,6 +152,7 @@ class OpenAIEngine(Engine):
         finally:
             for future in running.values():
                 future.cancel()
+            self._soon(self._over.clear)
 
     def score(self, prompt_ids: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the raw log-probs of given tokens, of a vLLM server; see `Engine.score`."""
@@ -186,7 +188,7 @@ class OpenAIEngine(Engine):
 
     def close(self) -> None:
         """Break off what is running and close the connections."""
-        if self._loop.is_running():
+        if not self._loop.is_closed():
             self._wait(self._shut())
             self._stop()
 
@@ -201,7 +203,17 @@ class OpenAIEngine(Engine):
         await self._client.close()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self._start(work).result()
+
+    def _soon(self, work: Callable[[], None]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(work)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._loop.is_closed():
+            work.close()
+            raise EngineError("the engine is closed")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _find_model(self) -> dict[str, Any]:
         """Return the server's card of the model, {} if it does not list it but may still have it."""
@@ -245,17 +257,24 @@ class OpenAIEngine(Engine):
                 wait = max(told, wait)
                 self._not_before = max(self._not_before, time.monotonic() + told)
             if attempt < self._max_retries:
-                await asyncio.sleep(wait)
+                await self._rest(wait)
         raise _Failed(f"{reason}; tried {self._max_retries + 1} times")
 
     async def _turn(self) -> None:
         """Wait until a request may begin: not more often than allowed, not while the server wants to be left alone."""
         while (start := max(self._not_before, self._next_start)) > (now := time.monotonic()):
-            await asyncio.sleep(start - now)  # the server may ask for more patience meanwhile
-        if self._ended:  # nothing more is begun
-            raise asyncio.CancelledError
+            await self._rest(start - now)  # the server may ask for more patience meanwhile
+        await self._rest(0)
         if self._gap:
             self._next_start = now + self._gap
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, unless the run is over: what is not on its way then is not begun."""
+        if seconds > 0 and not self._over.is_set():
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._over.wait(), seconds)
+        if self._over.is_set():
+            raise asyncio.CancelledError
 
     async def _complete(self, request: Request, sampling: Sampling) -> list[Completion]:
         seconds = 0.0
@@ -350,7 +369,7 @@ def _passing(error: BaseException, timeout: float, key: str) -> tuple[str, float
     from openai import APIConnectionError, APIStatusError
 
     if isinstance(error, APIStatusError):
-        status, said = error.status_code, _said(error).replace(key, "(the key)")
+        status, said = error.status_code, _said(error, key)
         if (status not in _TRANSIENT and status < 500) or error.code == "insufficient_quota":
             raise _Refused(f"status {status}: {said}", status) from error
         return f"status {status}: {said}", _retry_after(error) if status in (429, 503) else None
@@ -367,12 +386,13 @@ def _passing(error: BaseException, timeout: float, key: str) -> tuple[str, float
     raise error
 
 
-def _said(error: Any) -> str:
+def _said(error: Any, key: str) -> str:
     body = error.body
     if isinstance(body, dict):  # OpenAI's form, or those of FastAPI and others
         body = body.get("message") or body.get("detail") or body.get("error")
     message = body or error.message
-    return " ".join(str(message).split())[:300]
+    text = " ".join(str(message).split())
+    return (text.replace(key, "(the key)") if key else text)[:300]  # a part of a key would not be found
 
 
 def _retry_after(error: Any) -> float:

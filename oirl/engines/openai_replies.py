@@ -25,7 +25,7 @@ def read_choices(reply: Any, n: int) -> list[Any]:
         raise BrokenReplyError("the reply is no completion")
     for choice in choices:
         message = getattr(choice, "message", None)
-        if message is None and getattr(choice, "text", None) is None:
+        if not hasattr(message, "content") and getattr(choice, "text", None) is None:
             raise BrokenReplyError("the reply has no text")
         if not isinstance(_text(choice), (str, type(None))):
             raise BrokenReplyError("the text of the reply is none")
