@@ -1,4 +1,4 @@
-"""oirl turns evaluation logs into better prompts, and later into better language models.
+"""oirl turns evaluation logs into better prompts and better language models.
 
 The public names are loaded when they are first used, so that `import oirl` stays fast.
 """
@@ -33,6 +33,7 @@ _PUBLIC = {
     "read_log": "oirl.logs.store",
     "read_pairs": "oirl.logs.pairs",
     "split": "oirl.logs.splits",
+    "tune": "oirl.tuning.running",
     "write_log": "oirl.logs.store",
 }
 
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from oirl.selection.ranking import RewardFunction as RewardFunction
     from oirl.selection.ranking import rank as rank
     from oirl.selection.selector import PromptSelector as PromptSelector
+    from oirl.tuning.running import tune as tune
 
 
 def __getattr__(name: str) -> Any:

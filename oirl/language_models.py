@@ -109,6 +109,20 @@ def finish_text(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str] = ()
     return text[: min((at for at in (text.find(stop) for stop in stops) if at >= 0), default=len(text))]
 
 
+def response_tokens(tokenizer: Any, ends: Sequence[int], text: str, *, ended: bool) -> list[int]:
+    """Return the tokens of a response's text, with the end-of-text token if the response was ended there.
+
+    Args:
+        tokenizer: Encodes; the text gets no special tokens before it.
+        ends: Those at which the model ends a response (`end_tokens`); the tokenizer's own is taken if it is one.
+        text: The response.
+        ended: Whether it was ended, rather than cut off.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    own = [tokenizer.eos_token_id] if tokenizer.eos_token_id in ends else list(ends[:1])
+    return ids + own if ended else ids
+
+
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Return the ids of the tokens at which the model ends a response, ascending."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

@@ -83,6 +83,12 @@ KINDS: dict[str, dict[str, str]] = {
         "mlp": "oirl.rewards.learners:NetworkLearner",
         "classifier": "oirl.rewards.learners:ClassifierLearner",
     },
+    "relabellings": {
+        "correctness": "oirl.tuning.relabelling:Correctness",
+        "ranks": "oirl.tuning.relabelling:Ranks",
+        "length": "oirl.tuning.relabelling:Length",
+        "format": "oirl.tuning.relabelling:Format",
+    },
     "saved": {
         "prompt-reward-model": "oirl.rewards.prompts:PromptRewardModel",
         "prompt-selector": "oirl.selection.selector:PromptSelector",

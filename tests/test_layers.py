@@ -25,6 +25,7 @@ ALLOWED = {
     "engines": {"logs", "statistics"},
     "rewards": {"logs", "statistics"},
     "evaluation": {"logs", "rewards", "statistics"},
+    "tuning": {"logs", "engines", "rewards", "statistics"},
     "selection": {"logs", "engines", "rewards", "evaluation", "statistics"},
 }
 PURE = [
@@ -49,6 +50,9 @@ PURE = [
     "oirl/engines/designs.py",
     "oirl/engines/draws.py",
     "oirl/selection/meta_prompt.py",
+    "oirl/tuning/losses.py",
+    "oirl/tuning/relabelling.py",
+    "oirl/tuning/choosing.py",
 ]
 HEAVY = ["torch", "sklearn", "xgboost", "transformers", "sentence_transformers", "pandas", "scipy", "pyarrow"]
 SOURCES = sorted([*ROOT.glob("oirl/**/*.py"), *ROOT.glob("cli/**/*.py"), *ROOT.glob("data/**/*.py")])

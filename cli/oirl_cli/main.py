@@ -20,13 +20,13 @@ _STOPPED = 130
 _NO_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF)
 
 app = typer.Typer(
-    help="Turn evaluation logs into better prompts: import, audit, split, fit, evaluate, select.",
+    help="Turn evaluation logs into better prompts: import, audit, split, fit, evaluate, select, tune.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (demo, logs, audit, fitting, models, responses, collecting, known):
+for module in (demo, logs, audit, fitting, models, responses, collecting, tuning, known):
     module.register(app)
 
 
@@ -42,7 +42,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Turn evaluation logs into better prompts: import, audit, split, fit, evaluate, select."""
+    """Turn evaluation logs into better prompts: import, audit, split, fit, evaluate, select, tune."""
 
 
 def run() -> None:

@@ -37,7 +37,8 @@ class Sampling:
         stop: Texts at which a response ends; they are no part of its text.
         n: Responses to each rendered text.
         seed: Another seed gives other responses.
-        logprobs: Whether the log-probs of the sampled tokens are wanted.
+        logprobs: Whether the log-probs of the sampled tokens are wanted; what is collected then keeps them and the
+            tokens in the log's metadata.
     """
 
     max_tokens: int = 512

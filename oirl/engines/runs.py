@@ -154,6 +154,8 @@ class Run:
             "error": completion.error,
             "model_fingerprint": completion.model_fingerprint,
         }
+        if self.sampling.logprobs:  # what learns from the responses needs them as they were drawn
+            told |= {name: getattr(completion, name) for name in ("prompt_ids", "token_ids", "logprobs")}
         verdict, told["grade_error"] = self._verdict(completion.text, query.answer)
         return asdict(query) | {
             "prompt_id": prompt_id,

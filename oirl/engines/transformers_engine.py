@@ -21,6 +21,7 @@ from oirl.language_models import (
     load_tokenizer,
     padding_id,
     prompt_tokens,
+    response_tokens,
     token_limit,
 )
 
@@ -120,9 +121,7 @@ class TransformersEngine(Engine):
 
     def response_tokens(self, text: str, *, ended: bool) -> list[int]:
         """Return the tokens of a response's text, with the end-of-text token if the model has ended it."""
-        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        own = [self._tokenizer.eos_token_id] if self._tokenizer.eos_token_id in self._ends else self._ends[:1]
-        return ids + own if ended else ids
+        return response_tokens(self._tokenizer, self._ends, text, ended=ended)
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
         """Yield completions batch by batch; see `Engine.stream`."""

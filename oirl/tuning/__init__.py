@@ -1,0 +1,1 @@
+"""Improving language models: supervised updates from logs, rewards and relabelling."""

@@ -1,0 +1,145 @@
+"""Examples: rollouts as tokens to learn from, and the order in which they are learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from oirl.errors import ConfigError
+from oirl.language_models import Rendered, prompt_tokens, response_tokens
+from oirl.logs.rendering import messages, render
+from oirl.tuning.relabelling import suboutput_starts
+from oirl.tuning.rollouts import Rollout
+
+_GROUPED_BATCHES = 50
+
+
+class Example(NamedTuple):
+    """What is learned of one response.
+
+    Attributes:
+        context: Tokens that are given.
+        response: Tokens of the response, not empty.
+        given: How many of these are given too; the rest is learned.
+        others: The tokens given under each other instruction that the response is held against.
+    """
+
+    context: list[int]
+    response: list[int]
+    given: int = 0
+    others: tuple[list[int], ...] = ()
+
+    def __len__(self) -> int:
+        """Return how many tokens the model reads of it."""
+        return len(self.context) + len(self.response)
+
+
+class Encoder:
+    """Turns rollouts into examples for a model; what cannot be learned from is counted, not cut.
+
+    Args:
+        tokenizer: The model's.
+        ends: The tokens at which the model ends a response.
+        limit: The most tokens of an example.
+        keep_unfinished: Whether to learn from responses that were cut off, without an end.
+
+    Attributes:
+        left_out: Reason -> rollouts that there is no example of.
+    """
+
+    def __init__(self, tokenizer: Any, ends: Sequence[int], limit: int, *, keep_unfinished: bool = False) -> None:
+        self.left_out: Counter[str] = Counter()
+        self._tokenizer, self._ends, self._limit, self._keep = tokenizer, ends, limit, keep_unfinished
+        self._known: dict[tuple[str, str], list[int] | None] = {}
+
+    def example(self, rollout: Rollout, template: str, others: Sequence[str] = ()) -> Example | None:
+        """Return the example of a rollout under a template, held against it under other templates.
+
+        Returns:
+            None if there is none; `left_out` says why.
+        """
+        if not rollout.finished and not self._keep:
+            self.left_out["cut off at the limit of tokens"] += 1
+            return None
+        contexts = [self.context(text, rollout.query) for text in (template, *others)]
+        if any(context is None for context in contexts):
+            self.left_out["a prompt that cannot be filled with the query alone"] += 1
+            return None
+        known = [context for context in contexts if context is not None]
+        response = self.response(rollout)
+        if not response or not all(known):
+            self.left_out["no tokens"] += 1
+            return None
+        if max(map(len, known)) + len(response) > self._limit:
+            self.left_out[f"more than {self._limit:,} tokens"] += 1
+            return None
+        return Example(known[0], response, others=tuple(known[1:]))
+
+    def context(self, template: str, query: str) -> list[int] | None:
+        """Return the tokens of a rendered query, None if the template cannot be filled."""
+        key = (template, query)
+        if key not in self._known:
+            fill = messages if self._tokenizer.chat_template else render
+            rendered: Rendered | None = fill(template, query)
+            self._known[key] = None if rendered is None else prompt_tokens(self._tokenizer, rendered)
+        return self._known[key]
+
+    def response(self, rollout: Rollout) -> list[int]:
+        """Return the tokens of a response: those that were drawn, or those of its text."""
+        if rollout.token_ids is not None:
+            return list(rollout.token_ids)
+        return response_tokens(self._tokenizer, self._ends, rollout.response, ended=rollout.finished)
+
+    def check_apart(self, templates: Sequence[str]) -> None:
+        """Refuse templates that the tokenizer reads as the same tokens: nothing could be learned of their difference.
+
+        Raises:
+            ConfigError: If so.
+        """
+        read: dict[tuple[int, ...], str] = {}
+        for template in templates:
+            tokens = tuple(self.context(template, "A?") or ())
+            if tokens in read:
+                raise ConfigError(
+                    f"the model's tokenizer reads {read[tokens]!r} and {template!r} as the same tokens; use words that "
+                    "it knows"
+                )
+            read[tokens] = template
+
+
+def batches_of(lengths: Sequence[int], batch: int, micro_batch: int, epochs: int, seed: int) -> list[list[int]]:
+    """Return micro-batches of positions for some epochs: like lengths together, otherwise in random order.
+
+    Each epoch goes over all positions once; what is left of it when whole batches are cut goes first in the next. Only
+    the last micro-batch may be short.
+
+    Args:
+        lengths: Tokens of each example.
+        batch: Examples of an update.
+        micro_batch: Examples at a time; divides `batch`.
+        epochs: How many.
+        seed: For the order.
+    """
+    rng = np.random.default_rng(seed)
+    size = np.asarray(lengths)
+    found: list[list[int]] = []
+    rest = np.array([], dtype=np.int64)
+    for epoch in range(epochs):
+        order = np.concatenate([rest, rng.permutation(len(size))])
+        whole = len(order) if epoch + 1 == epochs else len(order) // batch * batch
+        order, rest = order[:whole], order[whole:]
+        for start in range(0, len(order), _GROUPED_BATCHES * batch):
+            group = order[start : start + _GROUPED_BATCHES * batch]
+            group = group[np.argsort(-size[group], kind="stable")]
+            parts = [group[i : i + micro_batch].tolist() for i in range(0, len(group), micro_batch)]
+            short = [parts.pop()] if len(parts[-1]) < micro_batch else []
+            found += [parts[i] for i in rng.permutation(len(parts))] + short
+    return found
+
+
+def suboutput_examples(example: Example, count: int, rng: np.random.Generator) -> list[Example]:
+    """Return an example cut at some uniformly drawn steps: what comes before a step is given, not learned."""
+    return [example._replace(given=i) for i in suboutput_starts(len(example.response), count, rng)]

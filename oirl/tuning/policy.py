@@ -1,0 +1,148 @@
+"""The policy: the language model that is tuned, with its tokenizer, its adapters and the engine that shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oirl.engines.base import Engine, Probe
+from oirl.engines.opening import open_engine
+from oirl.engines.parity import THRESHOLDS
+from oirl.engines.transformers_engine import TransformersEngine
+from oirl.errors import ConfigError, require
+from oirl.language_models import end_tokens, load_language_model, load_tokenizer, token_limit
+from oirl.tuning.settings import Settings
+
+SHARED = "transformers"
+
+
+class Policy:
+    """A causal language model to be tuned; weights are float32, whatever they are computed in.
+
+    Args:
+        settings: Names the model and its adapters.
+
+    Attributes:
+        model: The model, on its device; with LoRA, PEFT's around it.
+        tokenizer: Its tokenizer.
+        ends: Tokens at which it ends a response.
+        limit: The most tokens of an example.
+
+    Raises:
+        ConfigError: If it cannot be loaded.
+        MissingPackageError: If a package is missing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        require("accelerate", "tune", "tuning a language model")
+        from accelerate import PartialState
+
+        self._name = settings.model
+        self.tokenizer = load_tokenizer(settings.model)
+        torch.manual_seed(settings.seed)
+        model = load_language_model(settings.model, dtype="float32")
+        if "logits_to_keep" not in _forward_parameters(model):
+            raise ConfigError(f"models of the kind {type(model).__name__} cannot be tuned: they take no logits_to_keep")
+        self.ends, self.limit = (
+            end_tokens(model, self.tokenizer),
+            token_limit(model, self.tokenizer, settings.max_length),
+        )
+        self.lora = bool(settings.lora_rank)
+        if self.lora:
+            model = _with_adapters(model, settings)
+        halved = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        self._halved = halved if settings.bf16 is None else settings.bf16
+        self._device = PartialState().device
+        self.model = model.to(self._device)
+
+    def engine(self) -> TransformersEngine:
+        """Return an engine that draws from the policy as it is at the time."""
+        return TransformersEngine(self.model, self.tokenizer)
+
+    @contextmanager
+    def reference(self) -> Iterator[TransformersEngine]:
+        """Give an engine of the initial model: with LoRA the adapters are off meanwhile, else it is loaded again."""
+        if self.lora:
+            with self.model.disable_adapter():
+                yield self.engine()
+            return
+        model = load_language_model(self._name, dtype="float32").to(self._device)
+        yield TransformersEngine(model, self.tokenizer)
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Return the context in which the policy is to be run outside of training: bfloat16 if it is trained so."""
+        return torch.autocast(self._device.type, torch.bfloat16) if self._halved else nullcontext()
+
+    def save(self, folder: Path) -> None:
+        """Write weights (of LoRA the adapters) and tokenizer to a folder."""
+        self.model.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # a card that peft writes
+
+    def load(self, folder: Path) -> None:
+        """Take the weights that `save` has written."""
+        if self.lora:
+            from peft import load_peft_weights, set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"))
+            return
+        other = load_language_model(str(folder), dtype="float32")
+        self.model.load_state_dict(other.state_dict())
+
+    def send(self, engine: Engine, prompts: Sequence[Sequence[int]]) -> None:
+        """Send the weights to an engine of its own, and prove that they arrived."""
+        probe = self._probe(prompts)
+        model = self.model
+        if self.lora:
+            model.merge_adapter()
+        try:
+            engine.update_weights(_plain_weights(model), probe)
+        finally:
+            if self.lora:
+                model.unmerge_adapter()
+
+    def _probe(self, prompts: Sequence[Sequence[int]]) -> Probe:
+        with self.computing():
+            drawn = self.engine()
+            tokens = [list(prompt[-8:]) for prompt in prompts]
+            logprobs = drawn.score(prompts, tokens)
+        kind = "bfloat16" if self._halved else "float32"
+        return Probe(prompts, tokens, logprobs, THRESHOLDS[kind])
+
+
+def open_sampler(policy: Policy, name: str, model: str, params: dict[str, Any]) -> Engine:
+    """Return the engine that rollouts are drawn with: one that shares the policy's weights, or one of its own.
+
+    Raises:
+        ConfigError: If the engine cannot take new weights.
+    """
+    if name == SHARED:
+        if params:
+            return TransformersEngine(policy.model, policy.tokenizer, **params)
+        return policy.engine()
+    return open_engine(name, model, params)
+
+
+def _plain_weights(model: Any) -> Iterable[tuple[str, Any]]:
+    for name, weight in model.state_dict().items():
+        if "lora_" not in name:
+            yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), weight
+
+
+def _forward_parameters(model: Any) -> Any:
+    from inspect import signature
+
+    return signature(model.forward).parameters
+
+
+def _with_adapters(model: Any, settings: Settings) -> Any:
+    require("peft", "tune", "lora_rank above 0")
+    from peft import LoraConfig, get_peft_model
+
+    alpha = settings.lora_alpha or 2 * settings.lora_rank
+    config = LoraConfig(r=settings.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)

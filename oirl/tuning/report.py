@@ -1,0 +1,77 @@
+"""What a run has come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from oirl.statistics.intervals import paired_interval
+
+
+@dataclass(slots=True)
+class TuneReport:
+    """What a run has come to.
+
+    Attributes:
+        method: sft, filter, raft or hir.
+        out: The run's folder.
+        model: The folder of the tuned model.
+        prompts: Name -> template under which it was trained to be asked; the first is the one to use.
+        before: Validation of the initial model: success with ci_low and ci_high, loss; what was measured.
+        after: That of the result, with `gain`, `gain_ci_low`, `gain_ci_high` in success, paired by query.
+        iterations: Figures of the rollouts of each iteration.
+        kept: Which weights the result has: iteration and updates.
+        left_out: Reason -> responses that nothing was learned from.
+        warnings: What is worth saying.
+    """
+
+    method: str
+    out: str
+    model: str
+    prompts: dict[str, str]
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    iterations: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary for JSON."""
+        return asdict(self)
+
+
+def compare_validations(report: TuneReport, measured: list[dict[str, Any]], *, best: bool) -> None:
+    """Fill in what validations say: the initial model against the result, paired by query.
+
+    Args:
+        report: To be filled.
+        measured: The validations in order, the first of the initial model.
+        best: Whether the result is the best of them, else the last.
+    """
+    value = (lambda row: row["success"]) if "success" in measured[0] else lambda row: -row["loss"]
+    after = max(measured, key=value) if best else measured[-1]
+    report.before, report.after = _shown(measured[0]), _shown(after)
+    report.kept = {"iteration": after["iteration"], "step": after["step"]}
+    right = next((name for name in measured[0] if name.startswith("right_")), None)
+    if right is not None:
+        report.after |= gain_of(measured[0][right], after[right])
+    if best and len(measured) > 2:
+        report.warnings.append(
+            f"the result is the best of {len(measured)} validations, so its figures there are too good; measure it on "
+            "other queries with `oirl generate` and `oirl evaluate`"
+        )
+    if after is measured[0]:
+        report.warnings.append("no update was better than the initial model on the held-out queries: it is the result")
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if not k.startswith("right_") and k not in ("kind", "iteration", "step")}
+
+
+def gain_of(before: Sequence[int], after: Sequence[int]) -> dict[str, float]:
+    """Return the paired gain in success on the same queries, with its 95% interval."""
+    pairs = list(zip(before, after, strict=True))
+    gain, low, high = paired_interval(pairs.count((0, 1)), pairs.count((1, 0)), len(pairs))
+    return {"gain": float(gain), "gain_ci_low": float(low), "gain_ci_high": float(high)}

@@ -1,0 +1,181 @@
+"""The folder of a run: what it is, how far it is, its metrics; a killed run goes on from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oirl.errors import ConfigError
+from oirl.logs.atomic import atomic_file
+
+_RUN, _STATE, _METRICS, _VALUE, _MODEL = "run.json", "state.json", "metrics.jsonl", "value.json", "model"
+
+
+class RunFolder:
+    """What a run has written.
+
+    ```
+    run.json        settings, versions, fingerprints of model and data: what the run is
+    state.json      finished iterations
+    metrics.jsonl   a line for each rollout, update and validation that is told of
+    rollouts/       the log of each iteration
+    checkpoints/    of the iteration that is running
+    weights-K/      after K iterations; the newest only
+    best-I-S/       weights of the best validation so far, after S updates of iteration I
+    model/          the result
+    ```
+
+    Args:
+        path: The folder.
+        identity: What the run is; a folder of another one is refused.
+        writes: Whether this process is the one that writes.
+
+    Raises:
+        ConfigError: If the folder is that of another run, or holds something else.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], *, writes: bool = True) -> None:
+        self.path, self._writes = path, writes
+        self._told: set[tuple[Any, ...]] = set()
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file; `out` names a folder")
+        known = self._read(_RUN)
+        if known is None and path.is_dir() and any(path.iterdir()):
+            raise ConfigError(f"{path} holds other files and no {_RUN}; name a new or empty folder under `out`")
+        if known is not None:
+            _check_same(path, known["identity"], json.loads(json.dumps(identity)))
+        elif writes:
+            self._write(_RUN, {"identity": identity})
+
+    @property
+    def iterations_done(self) -> int:
+        """How many iterations are finished."""
+        return int((self._read(_STATE) or {"iterations_done": 0})["iterations_done"])
+
+    @property
+    def weights(self) -> Path:
+        """The weights after the finished iterations."""
+        return self.path / f"weights-{self.iterations_done}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is there."""
+        return (self.path / _MODEL).is_dir()
+
+    def rollouts(self, iteration: int) -> Path:
+        """Return the folder of an iteration's log."""
+        return self.path / "rollouts" / f"iteration-{iteration:03}"
+
+    def checkpoints(self, iteration: int) -> Path:
+        """Return the folder of an iteration's checkpoints."""
+        return self.path / "checkpoints" / f"iteration-{iteration:03}"
+
+    def finish_iteration(self, done: int, save: Callable[[Path], None]) -> None:
+        """Keep the weights after so many iterations, and let go of what is not needed any more."""
+        if not self._writes:
+            return
+        target = self.path / f"weights-{done}"
+        self.put(target.name, save)
+        self._write(_STATE, {"iterations_done": done})
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for old in self.path.glob("weights-*"):
+            if old != target:
+                shutil.rmtree(old)
+
+    def put(self, name: str, save: Callable[[Path], None]) -> None:
+        """Write a folder, which appears under its name when it is complete."""
+        if not self._writes:
+            return
+        partial, target = self.path / f".{name}.partial", self.path / name
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+
+    def best(self) -> tuple[Path, float] | None:
+        """Return the weights of the best validation so far, and its value; None if there was none."""
+        found = sorted(self.path.glob("best-*"))
+        return (found[-1], float(json.loads((found[-1] / _VALUE).read_text(encoding="utf-8")))) if found else None
+
+    def keep_best(self, iteration: int, step: int, value: float, save: Callable[[Path], None]) -> None:
+        """Keep weights if their validation is better than all before."""
+        before = self.best()
+        if not self._writes or (before is not None and value <= before[1]):
+            return
+        name = f"best-{iteration:03}-{step:07}"
+
+        def save_all(folder: Path) -> None:
+            save(folder)
+            (folder / _VALUE).write_text(json.dumps(value), encoding="utf-8")
+
+        self.put(name, save_all)
+        for old in self.path.glob("best-*"):
+            if old.name != name:
+                shutil.rmtree(old)
+
+    def finish(self, save: Callable[[Path], None]) -> None:
+        """Write the result, and remove what only a run that goes on needs."""
+        if not self._writes:
+            return
+        if not self.finished:
+            self.put(_MODEL, save)
+        for old in [*self.path.glob("weights-*"), *self.path.glob("best-*"), self.path / "checkpoints"]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def go_on(self, iteration: int, step: int) -> None:
+        """Forget the metrics that come after some updates of an iteration: they are told again."""
+        path = self.path / _METRICS
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                row = json.loads(line)
+            except ValueError:  # the run was killed while it wrote
+                break
+            drawn = row["kind"] == "rollouts" and row["iteration"] == iteration
+            if row["iteration"] < iteration or drawn or (row["iteration"] == iteration and row["step"] <= step):
+                kept.append(line + "\n")
+                self._told.add(_key(row))
+        if self._writes:
+            with atomic_file(path) as file:
+                file.write_text("".join(kept), encoding="utf-8")
+
+    def tell(self, kind: str, iteration: int, step: int, values: Mapping[str, Any]) -> None:
+        """Append a line of metrics, once."""
+        row = {"kind": kind, "iteration": iteration, "step": step, **values}
+        if self._writes and _key(row) not in self._told:
+            self._told.add(_key(row))
+            with (self.path / _METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return all lines of metrics."""
+        return [json.loads(line) for line in (self.path / _METRICS).read_text(encoding="utf-8").splitlines()]
+
+    def _read(self, name: str) -> Any:
+        file = self.path / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        except ValueError as e:
+            raise ConfigError(f"{file} is damaged: {e}; name another folder under `out`") from e
+
+    def _write(self, name: str, value: Any) -> None:
+        with atomic_file(self.path / name) as file:
+            file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["kind"], row["iteration"], row["step"]
+
+
+def _check_same(path: Path, known: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    for name in {**known, **ours}:
+        before, now = known.get(name), ours.get(name)
+        if before != now:
+            raise ConfigError(
+                f"{path} is the folder of another run: {name} was {before!r}, and is {now!r}; name another folder "
+                "under `out`, or repeat the settings in its run.json"
+            )

@@ -1,0 +1,80 @@
+"""What a run learns from and what it holds out, read and checked before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+from oirl.errors import ConfigError, DataError
+from oirl.logs.grading import open_checker
+from oirl.logs.groups import group_queries
+from oirl.logs.queries import read_query_records
+from oirl.logs.splits import assign_test, train_rows
+from oirl.logs.store import read_log, table_fingerprint
+from oirl.records import Query
+from oirl.tuning.lessons import Chosen, Method
+from oirl.tuning.rollouts import Rollout, rollouts_of_log
+from oirl.tuning.scoring import open_reward
+from oirl.tuning.settings import Sampled, Settings
+
+
+class Data:
+    """What is learned from and what is held out, read and checked before a model is loaded."""
+
+    def __init__(self, how: Settings) -> None:
+        self.method = Method(how, open_reward(how.reward) if isinstance(how, Sampled) else None)
+        self.checker = open_checker(how.grade) if how.grade else None
+        self.rollouts: list[Rollout] = []
+        self.held_out_rollouts: list[Rollout] = []
+        self.chosen: tuple[Chosen, dict[str, Any]] | None = None
+        self.warnings: list[str] = []
+        if how.log:
+            table = train_rows(read_log(list(how.log)))
+            self.fingerprint = table_fingerprint(table)
+            rollouts = rollouts_of_log(table)
+            queries = list({r.query_id: Query(r.query_id, r.query, r.answer) for r in rollouts}.values())
+        else:
+            assert how.queries is not None
+            queries = [q for q in read_query_records(how.queries) if q.split != "test"]
+            self.fingerprint = _digest([[q.query_id, q.query, q.answer] for q in queries])
+            rollouts = []
+        if not queries:
+            raise DataError(f"{how.log or how.queries}: no response, or no query, to learn from")
+        out = self._held_out(how, queries)
+        self.queries = [q for q in queries if q.query_id not in out]
+        self.validation = [q for q in queries if q.query_id in out]
+        if how.grade and self.validation and all(q.answer is None for q in self.validation):
+            self.warnings.append(f"no query has an `answer`, so {how.grade} grades nothing")
+        if how.log:
+            self.rollouts = [r for r in rollouts if r.query_id not in out]
+            self.held_out_rollouts = [r for r in rollouts if r.query_id in out]
+            self.chosen = self.method.choose(self.rollouts)
+        counts = Counter(r.prompt for r in self.chosen[0].rollouts) if self.chosen else Counter([how.prompt])
+        self.prompts = [prompt for prompt, _ in counts.most_common()]
+
+    def _held_out(self, how: Settings, queries: Sequence[Query]) -> set[str]:
+        if not how.held_out:
+            return set()
+        grouping = group_queries([q.query for q in queries])
+        mask = assign_test([q.query_id for q in queries], grouping.labels, how.held_out, how.seed)
+        self.warnings += [text for text in [grouping.warning()] if text]
+        return {q.query_id for q, held in zip(queries, mask, strict=True) if held}
+
+
+def asked_prompt(how: Settings, trained: Sequence[str]) -> str:
+    """Return the prompt under which the policy is measured: it must be one that is learned, to the byte."""
+    if "prompt" not in how.model_fields_set:
+        return trained[0]
+    if how.prompt not in trained:
+        raise ConfigError(
+            f"prompt = {how.prompt!r} is none of the {len(trained)} prompts that are learned from, such as "
+            f"{trained[0]!r}; a model does what it was trained to under the very same text only"
+        )
+    return how.prompt
+
+
+def _digest(value: Any) -> str:
+    return blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()

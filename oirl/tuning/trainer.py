@@ -1,0 +1,292 @@
+"""The one trainer of supervised updates: transformers' Trainer with our losses, our batches and exact resume."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from oirl.errors import OirlError
+from oirl.tuning.examples import Example, batches_of
+from oirl.tuning.losses import (
+    contrastive_loss,
+    negative_entropy,
+    sequence_logprobs,
+    supervised_loss,
+    token_logprobs,
+)
+from oirl.tuning.settings import Settings
+
+IGNORED = -100
+_WHOLE = ".whole"
+
+
+class TrainingError(OirlError, RuntimeError):
+    """The training cannot go on: the loss is not a number any more."""
+
+
+class Objective(NamedTuple):
+    """L = L_supervised + α · L_contrastive + β · L_entropy (2302.05206, section 4.3); α = β = 0 is behaviour cloning.
+
+    The supervised loss and the entropy are means over the tokens of an update, the contrastive loss over its rows.
+
+    Attributes:
+        label_smoothing: ε of the supervised loss.
+        contrastive: "none", "opposite" or "batch", see `oirl.tuning.settings.Hir`.
+        contrastive_coef: α.
+        entropy_coef: β.
+    """
+
+    label_smoothing: float = 0.0
+    contrastive: str = "none"
+    contrastive_coef: float = 0.0
+    entropy_coef: float = 0.0
+
+
+class Sums(NamedTuple):
+    """Sums of the parts of a loss over a micro-batch, each a tensor (); `tokens` and `rows` are what they run over."""
+
+    supervised: torch.Tensor
+    contrastive: torch.Tensor
+    negative_entropy: torch.Tensor
+    tokens: torch.Tensor
+    rows: torch.Tensor
+
+
+def collate(examples: Sequence[Example], fill: int, contrastive: str) -> dict[str, Any]:
+    """Return a micro-batch, padded on the right.
+
+    Returns:
+        `input_ids` (r, t): the n examples, then, for a contrastive loss, each output under the contexts that it is held
+        against. `row`, `column` and `target` (m,): where a token is predicted, and which; those of the examples come
+        first, `own` of them. `first`: the least column. `labels` (n, t): targets of the examples, from which
+        the Trainer counts the tokens of an update. `output` and `candidate` (r,): the example whose output a row
+        holds, and the place of its context among the `candidates` held against each other.
+    """
+    rows = [(e.context, e, i, i if contrastive == "batch" else 0) for i, e in enumerate(examples)]
+    if contrastive == "opposite":
+        rows += [(c, e, i, k) for i, e in enumerate(examples) for k, c in enumerate(e.others, 1)]
+    elif contrastive == "batch":
+        rows += [(o.context, e, i, k) for i, e in enumerate(examples) for k, o in enumerate(examples) if k != i]
+    width = max(len(context) + len(e.response) for context, e, _, _ in rows)
+    ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    labels = torch.full((len(examples), width), IGNORED, dtype=torch.long)
+    places: list[torch.Tensor] = []
+    for r, (context, example, _, _) in enumerate(rows):
+        start, end = len(context) + example.given, len(context) + len(example.response)
+        ids[r, :end] = torch.tensor([*context, *example.response])
+        if r < len(examples):
+            labels[r, start:end] = ids[r, start:end]
+        places.append(torch.stack([torch.full((end - start,), r), torch.arange(start - 1, end - 1)]))
+    row, column = torch.cat(places, dim=1)
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "row": row,
+        "column": column,
+        "target": ids[row, column + 1],
+        "output": torch.tensor([i for _, _, i, _ in rows]),
+        "candidate": torch.tensor([k for _, _, _, k in rows]),
+        "first": int(column.min()),
+        "own": sum(len(e.response) - e.given for e in examples),
+        "candidates": max(k for _, _, _, k in rows) + 1,
+    }
+
+
+def loss_sums(model: Any, inputs: Mapping[str, Any], objective: Objective) -> Sums:
+    """Return the parts of the loss of a micro-batch by one forward pass.
+
+    Padding stands on the right, where a causal model does not look, so that no attention mask is needed. Logits are
+    computed from the first target on only.
+    """
+    ids, own, first = inputs["input_ids"], inputs["own"], inputs["first"]
+    n = len(inputs["labels"])
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - first).logits
+    picked, target = logits[inputs["row"], inputs["column"] - first], inputs["target"]
+    contrast = entropy = torch.zeros((), device=ids.device)
+    if objective.contrastive != "none":
+        logprobs = sequence_logprobs(token_logprobs(picked, target), inputs["row"], len(ids))
+        table = torch.full((n, inputs["candidates"]), -math.inf, device=ids.device)
+        table = table.index_put((inputs["output"], inputs["candidate"]), logprobs)
+        contrast = contrastive_loss(table, inputs["candidate"][:n])
+    if objective.entropy_coef:
+        entropy = negative_entropy(picked[:own])
+    supervised = supervised_loss(picked[:own], target[:own], label_smoothing=objective.label_smoothing)
+    tokens, rows = (torch.tensor(float(count), device=ids.device) for count in (own, n))
+    return Sums(supervised, contrast, entropy, tokens, rows)
+
+
+class _Batches:
+    """Micro-batches in a fixed order, as accelerate wants them: it gives every process its share."""
+
+    drop_last = False
+
+    def __init__(self, batches: list[list[int]], size: int) -> None:
+        self.batch_size, self._batches = size, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+
+class UpdateTrainer(Trainer):
+    """transformers' Trainer for one iteration of supervised updates.
+
+    Args:
+        model: A causal language model, with adapters or without.
+        examples: What to learn from.
+        objective: The loss.
+        settings: How to train.
+        folder: For checkpoints.
+        seed: For the order and for dropout.
+        fill: Id to pad with.
+        emit: Called with (updates of this iteration, metrics) every `log_every` updates.
+        evaluate: Called with the updates of this iteration at `evaluate_every` and at the ends of epochs.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        objective: Objective,
+        settings: Settings,
+        folder: Path,
+        *,
+        seed: int,
+        fill: int,
+        emit: Callable[[int, dict[str, float]], None],
+        evaluate: Callable[[int], None],
+    ) -> None:
+        self._examples, self._objective, self._settings, self._fill = examples, objective, settings, fill
+        self._emit, self._seed = emit, seed
+        arguments = _arguments(settings, folder, seed, len(examples))
+        super().__init__(model, arguments, callbacks=[_Callback(settings, len(examples), evaluate)])
+        self._totals = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.args.device)
+        self.model_accepts_loss_kwargs = True  # our loss is divided by the tokens of the whole update
+        self._loss_shifts_labels = True
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return micro-batches of all epochs, in the order that the seed gives."""
+        how = self._settings
+        order = batches_of([len(e) for e in self._examples], how.batch, how.micro_batch, how.epochs, self._seed)
+        loader = DataLoader(
+            self._examples,
+            batch_sampler=_Batches(order, how.micro_batch),
+            collate_fn=lambda rows: collate(rows, self._fill, self._objective.contrastive),
+            pin_memory=torch.cuda.is_available(),
+        )
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return this micro-batch's share of the loss of an update."""
+        sums = loss_sums(model, inputs, self._objective)
+        self._totals += torch.stack([value.detach().double() for value in sums])
+        per_token = sums.supervised + self._objective.entropy_coef * sums.negative_entropy
+        loss = per_token / num_items_in_batch
+        # Each process takes its own share; gradients are averaged over processes.
+        loss = loss * self.accelerator.num_processes
+        if self._objective.contrastive != "none":
+            share = self._settings.batch / self.accelerator.num_processes
+            loss = loss + self._objective.contrastive_coef * sums.contrastive / share
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Emit the means since the last time instead of writing what the Trainer would."""
+        if "loss" not in logs:
+            return
+        totals = Sums(*self.accelerator.reduce(self._totals).cpu())
+        self._totals.zero_()
+        found = {"loss": float(logs["loss"]), "learning_rate": float(logs["learning_rate"])}
+        found |= {"grad_norm": float(logs["grad_norm"]), "supervised": float(totals.supervised / totals.tokens)}
+        if self._objective.contrastive != "none":
+            found["contrastive"] = float(totals.contrastive / totals.rows)
+        if self._objective.entropy_coef:
+            found["policy_entropy"] = float(-totals.negative_entropy / totals.tokens)
+        if not math.isfinite(found["loss"]):
+            raise TrainingError(
+                f"the loss is {found['loss']} after {self.state.global_step} updates; lower learning_rate (now "
+                f"{self._settings.learning_rate:g}), and go on from an earlier run's model"
+            )
+        self._emit(self.state.global_step, found)
+
+
+class _Callback(TrainerCallback):
+    """Validates at the right updates, and marks checkpoints that are whole."""
+
+    def __init__(self, settings: Settings, n: int, evaluate: Callable[[int], None]) -> None:
+        self._evaluate = evaluate
+        total = steps_of(settings, n)
+        every = settings.evaluate_every
+        ends = {round(total * (e + 1) / settings.epochs) for e in range(settings.epochs)}
+        self._at = (set(range(every, total + 1, every)) if every else ends) | {total}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step in self._at:
+            self._evaluate(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+
+
+def steps_of(settings: Settings, n: int) -> int:
+    """Return the updates of an iteration that learns from n examples."""
+    return math.ceil(n * settings.epochs / settings.batch)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, and remove those that were not."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    whole = [path for path in found if (path / _WHOLE).is_file()]
+    for path in set(found) - set(whole):
+        shutil.rmtree(path)
+    return whole[-1] if whole else None
+
+
+def _arguments(settings: Settings, folder: Path, seed: int, n: int) -> TrainingArguments:
+    import os
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    halved = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,  # our batches hold all epochs
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.batch // (settings.micro_batch * processes),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=names[settings.schedule],
+        warmup_steps=math.ceil(settings.warmup * steps_of(settings, n)),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=halved if settings.bf16 is None else settings.bf16,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        seed=seed,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        **_checkpointing(settings),
+    )
+
+
+def _checkpointing(settings: Settings) -> dict[str, Any]:
+    """Return the arguments that have activations recomputed; transformers has renamed them in version 5."""
+    if not settings.gradient_checkpointing:
+        return {}
+    known = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}

@@ -1,0 +1,115 @@
+"""How good a policy is on queries that nothing is learned from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from oirl.engines.base import Sampling
+from oirl.language_models import Rendered, padding_id
+from oirl.logs.checkers import apply_checker
+from oirl.logs.rendering import messages, render
+from oirl.records import Query
+from oirl.statistics.intervals import success_interval
+from oirl.tuning.examples import Example
+from oirl.tuning.policy import Policy
+from oirl.tuning.trainer import Objective, collate, loss_sums
+
+_AT_A_TIME = 16
+
+
+class Validation:
+    """Measures a policy on held-out queries: always the same ones, by the same draws.
+
+    Args:
+        policy: What is measured.
+        queries: Held-out queries.
+        templates: Name -> template under which they are asked; the first is what counts.
+        checker: Grades responses; None if none are drawn.
+        sampling: How they are drawn.
+        examples: Held-out examples, for their loss.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        queries: Sequence[Query],
+        templates: Mapping[str, str],
+        checker: Callable[[str, str], Any] | None,
+        sampling: Sampling,
+        examples: Sequence[Example],
+    ) -> None:
+        self._policy, self._templates, self._checker, self._sampling = policy, templates, checker, sampling
+        self._queries = [q for q in queries if q.answer is not None] if checker is not None else []
+        self._examples = examples
+
+    @property
+    def measures(self) -> str | None:
+        """What tells the better policy: "success", "loss", or None if nothing is measured."""
+        return "success" if self._queries else "loss" if self._examples else None
+
+    def measure(self) -> dict[str, Any]:
+        """Return what is measured now.
+
+        Returns:
+            `success` with `ci_low` and `ci_high`, and of each further template `success_NAME`, with `right_NAME` the
+            verdicts of all queries as 0 and 1; `loss`, nats a token, of held-out examples. What cannot be measured is
+            not there.
+        """
+        found: dict[str, Any] = {}
+        if self._queries:
+            for i, (name, template) in enumerate(self._templates.items()):
+                right = self._right(template)
+                if i == 0:
+                    mean, low, high = success_interval(right)
+                    found |= {"success": mean, "ci_low": low, "ci_high": high}
+                found |= {f"success_{name}": float(right.mean()), f"right_{name}": right.astype(int).tolist()}
+        if self._examples:
+            found["loss"] = self._loss()
+        return found
+
+    def value(self, measured: Mapping[str, Any]) -> float:
+        """Return the number that is higher of better policies."""
+        return float(measured["success"]) if self.measures == "success" else -float(measured["loss"])
+
+    def _right(self, template: str) -> np.ndarray:
+        engine = self._policy.engine()
+        fill = messages if engine.chat else render
+        rendered: list[Rendered] = [fill(template, q.query) for q in self._queries]  # type: ignore[misc]
+        with self._policy.computing():
+            completions = engine.generate(rendered, self._sampling)
+        verdicts = [
+            apply_checker(self._checker, c.text, q.answer or "").correct
+            if c.text is not None and self._checker
+            else None
+            for (c,), q in zip(completions, self._queries, strict=True)
+        ]
+        return np.array([verdict is True for verdict in verdicts], dtype=np.float64)
+
+    def _loss(self) -> float:
+        order = sorted(range(len(self._examples)), key=lambda i: -len(self._examples[i]))
+        fill, total, tokens = padding_id(self._policy.tokenizer), 0.0, 0.0
+        model = self._policy.model
+        with torch.no_grad(), _evaluating(model), self._policy.computing():
+            for start in range(0, len(order), _AT_A_TIME):
+                batch = collate([self._examples[i] for i in order[start : start + _AT_A_TIME]], fill, "none")
+                moved = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+                sums = loss_sums(model, moved, Objective())
+                total, tokens = total + float(sums.supervised), tokens + float(sums.tokens)
+        return total / tokens if tokens else math.nan
+
+
+@contextmanager
+def _evaluating(model: Any) -> Any:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
