@@ -14,7 +14,7 @@ import typer
 from oirl import __version__
 from oirl.errors import OirlError
 from oirl.logs.text import printable
-from oirl_cli import audit, collecting, demo, fitting, known, logs, models, responses
+from oirl_cli import audit, collecting, demo, fitting, known, logs, models, responses, tuning
 
 _STOPPED = 130
 _NO_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF)
