@@ -68,6 +68,7 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str, others: Sequence
             temporary.chmod(0o777 & ~_umask())
             for file in temporary.rglob("*"):
                 if file.is_file():
+                    file.chmod(0o666 & ~_umask())  # some libraries write files for their owner only
                     _sync(file)
             _replace_folder(temporary, target, prefix)
             _sync(target.parent)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from oirl.tuning.rollouts import Rollout
 _GROUPED_BATCHES = 50
 
 
-class Example(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Example:
     """What is learned of one response.
 
     Attributes:
@@ -142,4 +144,4 @@ def batches_of(lengths: Sequence[int], batch: int, micro_batch: int, epochs: int
 
 def suboutput_examples(example: Example, count: int, rng: np.random.Generator) -> list[Example]:
     """Return an example cut at some uniformly drawn steps: what comes before a step is given, not learned."""
-    return [example._replace(given=i) for i in suboutput_starts(len(example.response), count, rng)]
+    return [replace(example, given=i) for i in suboutput_starts(len(example.response), count, rng)]

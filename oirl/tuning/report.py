@@ -51,7 +51,7 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], *, b
         best: Whether the result is the best of them, else the last.
     """
     value = (lambda row: row["success"]) if "success" in measured[0] else lambda row: -row["loss"]
-    after = max(measured, key=value) if best else measured[-1]
+    after = max(measured[1:], key=value) if best else measured[-1]
     report.before, report.after = _shown(measured[0]), _shown(after)
     report.kept = {"iteration": after["iteration"], "step": after["step"]}
     right = next((name for name in measured[0] if name.startswith("right_")), None)
@@ -62,8 +62,10 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], *, b
             f"the result is the best of {len(measured)} validations, so its figures there are too good; measure it on "
             "other queries with `oirl generate` and `oirl evaluate`"
         )
-    if after is measured[0]:
-        report.warnings.append("no update was better than the initial model on the held-out queries: it is the result")
+    if report.after.get("gain_ci_low", 1.0) <= 0:
+        report.warnings.append(
+            "it is not shown that the result is better than the initial model: 0 lies in the interval"
+        )
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from oirl.errors import ConfigError
-from oirl.logs.atomic import atomic_file
+from oirl.logs.atomic import atomic_file, atomic_folder
 
 _RUN, _STATE, _METRICS, _VALUE, _MODEL = "run.json", "state.json", "metrics.jsonl", "value.json", "model"
+# What a run needs while it goes on, and what is left where it was killed while it wrote.
+_PASSING = ("weights-*", "best-*", "checkpoints", "**/.*.tmp", "**/.*.old")
 
 
 class RunFolder:
@@ -89,12 +91,8 @@ class RunFolder:
         """Write a folder, which appears under its name when it is complete."""
         if not self._writes:
             return
-        partial, target = self.path / f".{name}.partial", self.path / name
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with atomic_folder(self.path / name, marker="config.json", others=("*",)) as folder:
+            save(folder)
 
     def best(self) -> tuple[Path, float] | None:
         """Return the weights of the best validation so far, and its value; None if there was none."""
@@ -123,8 +121,11 @@ class RunFolder:
             return
         if not self.finished:
             self.put(_MODEL, save)
-        for old in [*self.path.glob("weights-*"), *self.path.glob("best-*"), self.path / "checkpoints"]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in [path for pattern in _PASSING for path in self.path.glob(pattern)]:
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink(missing_ok=True)
 
     def go_on(self, iteration: int, step: int) -> None:
         """Forget the metrics that come after some updates of an iteration: they are told again."""

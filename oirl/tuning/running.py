@@ -215,7 +215,7 @@ class _Run:
             return
         measured = validation.measure()
         self._tell("validation", iteration, step, measured)
-        if self._how.keep == "best":
+        if self._how.keep == "best" and (iteration or step):
             self._folder.keep_best(iteration, step, validation.value(measured), self._policy.save)
 
     def _tell(self, kind: str, iteration: int, step: int, values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from oirl.tuning.losses import (
 )
 from oirl.tuning.settings import Settings
 
+# It remarks on the clocks of file systems, each time that a checkpoint is written.
+logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 IGNORED = -100
 _WHOLE = ".whole"
 

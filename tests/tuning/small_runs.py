@@ -1,0 +1,60 @@
+"""What tests of runs share: a log and queries of the small language model's problems, and settings that are quick."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import oirl
+from oirl.records import Query
+from oirl_data import small_lm_path
+from oirl_data.problems import generate_problems
+from oirl_data.prompts import PROMPTS
+
+CORRECT, WRONG = "The answer is equal . {prompt}", "The answer is not equal . {prompt}"
+RELABEL = {"name": "correctness", "correct": CORRECT, "wrong": WRONG}
+
+
+def make_queries(n: int, seed: int = 0) -> list[Query]:
+    problems = generate_problems(n, random.Random(seed), held_out=True)
+    return [Query(f"q{i:03}", problem.query, str(problem.answer)) for i, problem in enumerate(problems)]
+
+
+def write_queries(queries: list[Query], path: Path) -> str:
+    rows = [{"query_id": q.query_id, "query": q.query, "answer": q.answer} for q in queries]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_small_log(path: Path, n: int = 40) -> str:
+    """Write a log of the small model: two prompts, two runs each, with verdicts."""
+    with oirl.open_engine("transformers", str(small_lm_path())) as engine:
+        prompts = [(name, PROMPTS[name]) for name in ("steps", "plain")]
+        sampling = oirl.Sampling(max_tokens=48, temperature=0.7)
+        oirl.collect(engine, make_queries(n), prompts, path, sampling=sampling, grade="numeric", replicates=2)
+    return str(path)
+
+
+def quick(out: Path, **changes: Any) -> dict[str, Any]:
+    settings = {
+        "model": str(small_lm_path()),
+        "out": str(out),
+        "grade": "numeric",
+        "max_tokens": 48,
+        "learning_rate": 3e-4,
+        "batch": 8,
+        "micro_batch": 4,
+        "log_every": 2,
+        "save_every": 4,
+        "held_out": 0.2,
+    }
+    return settings | changes
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    table: pa.Table = oirl.read_log(path)
+    return table.drop_columns(["latency_s", "created_at"]).to_pylist()

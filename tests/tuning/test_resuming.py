@@ -1,0 +1,124 @@
+"""A run that is stopped anywhere and goes on ends with the same bytes as one that was not."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import RELABEL, make_queries, quick, rows_of, write_queries, write_small_log
+
+import oirl
+
+RUNS: dict[str, dict[str, Any]] = {
+    "sft": {"epochs": 2, "evaluate_every": 5, "weight_decay": 0.1},
+    "filter": {"lora_rank": 4, "epochs": 2, "schedule": "cosine"},
+    "raft": {"iterations": 2, "samples": 3, "kl_coef": 0.05, "min_reward": 0.5},
+    "hir": {"iterations": 2, "samples": 2, "relabel": RELABEL, "suboutputs": 1, "contrastive": "batch"},
+}
+
+
+class Stopped(Exception):
+    """Raised in the middle of a run."""
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("sources")
+    log = write_small_log(folder / "log.parquet", 20)
+    return {"log": log, "queries": write_queries(make_queries(20, seed=1), folder / "queries.jsonl")}
+
+
+def settings_of(method: str, out: Path, sources: dict[str, str]) -> dict[str, Any]:
+    kind = "log" if method in ("sft", "filter") else "queries"
+    return quick(out, **{kind: sources[kind]}, **RUNS[method])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, sources: dict[str, str]) -> dict[str, Path]:
+    """Return the folders of runs that were never stopped."""
+    found = {}
+    for method in RUNS:
+        out = tmp_path_factory.mktemp("whole") / method
+        oirl.tune(method, settings_of(method, out, sources))
+        found[method] = out
+    return found
+
+
+def result(out: Path) -> dict[str, Any]:
+    """Return all that a run has left: bytes of weights and metrics, rows of rollouts."""
+    (weights,) = (out / "model").glob("*.safetensors")
+    return {
+        "weights": weights.read_bytes(),
+        "metrics": (out / "metrics.jsonl").read_text(),
+        "rollouts": [rows_of(path) for path in sorted((out / "rollouts").glob("*/*.parquet"))],
+        "files": sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()),
+    }
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_a_run_that_is_stopped_after_each_line_ends_the_same(
+    method: str, tmp_path: Path, sources: dict[str, str], whole: dict[str, Path]
+) -> None:
+    settings = settings_of(method, tmp_path / method, sources)
+    lines = [json.loads(line) for line in (whole[method] / "metrics.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in lines} == {"rollouts", "update", "validation"}
+
+    def stop_after(count: int) -> Any:
+        left = count
+
+        def tell(row: dict[str, Any]) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise Stopped
+
+        return tell
+
+    for count in range(1, len(lines), 2):  # each attempt gets a little further than its last one
+        with pytest.raises(Stopped):
+            oirl.tune(method, settings, progress=stop_after(min(count, 4)))
+        if (tmp_path / method / "state.json").is_file() and count > 6:
+            break
+    oirl.tune(method, settings)
+    assert result(tmp_path / method) == result(whole[method])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "raft", "hir"])
+def test_a_run_that_is_killed_ends_the_same(
+    method: str, tmp_path: Path, sources: dict[str, str], whole: dict[str, Path]
+) -> None:
+    settings = settings_of(method, tmp_path / method, sources)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["oirl.tuning.running", "oirl.tuning.trainer", "oirl.tuning.policy"])
+    rng = random.Random(method)
+    kills = 0
+    for attempt in range(40):
+        process = context.Process(target=oirl.tune, args=(method, settings))
+        process.start()
+        process.join(rng.uniform(0.3, 1.0 + attempt / 4))
+        if not process.is_alive():
+            assert process.exitcode == 0
+            break
+        process.kill()
+        process.join()
+        kills += 1
+        time.sleep(0.05)
+    else:
+        pytest.fail("never finished")
+    assert kills > 2
+    assert result(tmp_path / method) == result(whole[method])
+
+
+def test_a_finished_run_is_told_again_and_not_made_again(whole: dict[str, Path], sources: dict[str, str]) -> None:
+    before = result(whole["sft"])
+    told: list[dict[str, Any]] = []
+    report = oirl.tune("sft", settings_of("sft", whole["sft"], sources), progress=told.append)
+    assert told == []
+    assert result(whole["sft"]) == before
+    assert report.after["gain_ci_low"] <= report.after["gain"] <= report.after["gain_ci_high"]
