@@ -1,4 +1,4 @@
-"""Losses of supervised updates: pure functions of tensors. Sums; what to divide by is the caller's choice."""
+"""Losses of supervised updates: pure functions of tensors. What to sum and divide by is the caller's choice."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def token_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def supervised_loss(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Return −Σ_t [(1 − ε) log P(y_t) + ε · mean_v log P(v)] over tokens: behaviour cloning.
+    """Return −[(1 − ε) log P(y_t) + ε · mean_v log P(v)] of each token, float32 (m,): behaviour cloning.
 
     Args:
         logits: Of the positions before the targets, (m, vocabulary).
         targets: Tokens of the responses, (m,).
         label_smoothing: ε in [0, 1).
     """
-    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
 
 
 def sequence_logprobs(logprobs: torch.Tensor, rows: torch.Tensor, n: int) -> torch.Tensor:
@@ -52,7 +52,7 @@ def contrastive_loss(logprobs: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 
 
 def negative_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Return Σ_t Σ_v P_t(v) log P_t(v) over positions, ≤ 0: what is added to a loss so that the policy stays broad.
+    """Return Σ_v P_t(v) log P_t(v) of each position, ≤ 0, float32 (m,): added to a loss, it keeps the policy broad.
 
     The entropy regularisation of HIR (2302.05206, section 4.3) over whole distributions of next tokens.
 
@@ -60,4 +60,4 @@ def negative_entropy(logits: torch.Tensor) -> torch.Tensor:
         logits: (m, vocabulary).
     """
     logprobs = torch.log_softmax(logits.float(), dim=-1)
-    return (logprobs.exp() * logprobs).sum()
+    return (logprobs.exp() * logprobs).sum(dim=-1)

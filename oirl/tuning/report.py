@@ -63,9 +63,7 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], *, b
             "other queries with `oirl generate` and `oirl evaluate`"
         )
     if report.after.get("gain_ci_low", 1.0) <= 0:
-        report.warnings.append(
-            "it is not shown that the result is better than the initial model: 0 lies in the interval"
-        )
+        report.warnings.append("the result is not shown to be better than the initial model: 0 lies in the interval")
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

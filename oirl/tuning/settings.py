@@ -29,6 +29,7 @@ class Settings(BaseModel):
         max_length: The most tokens of prompt and response; longer examples are left out. By default what the model
             allows.
         epochs: Passes over what an iteration learns from.
+        updates: Updates of an iteration, instead of whole epochs.
         batch: Examples of an update, over all devices.
         micro_batch: Examples in the memory of a device at a time.
         learning_rate: Of AdamW, at its highest.
@@ -63,6 +64,7 @@ class Settings(BaseModel):
     max_tokens: int = Field(512, ge=1)
     max_length: int | None = Field(None, ge=2)
     epochs: int = Field(1, ge=1)
+    updates: int | None = Field(None, ge=1)
     batch: int = Field(32, ge=1)
     micro_batch: int = Field(8, ge=1)
     learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
@@ -92,6 +94,8 @@ class Settings(BaseModel):
             raise ValueError(f"batch = {self.batch} is no multiple of micro_batch = {self.micro_batch}")
         if self.save_every % self.log_every:
             raise ValueError(f"save_every = {self.save_every} is no multiple of log_every = {self.log_every}")
+        if self.updates and "epochs" in self.model_fields_set:
+            raise ValueError("name either `epochs` or `updates`")
         if bool(self.log) == bool(self.queries):
             raise ValueError("name either `log`, to learn from what is there, or `queries`, to sample responses")
         return self

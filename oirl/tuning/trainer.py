@@ -15,13 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from oirl.errors import OirlError
 from oirl.tuning.examples import Example, batches_of
-from oirl.tuning.losses import (
-    contrastive_loss,
-    negative_entropy,
-    sequence_logprobs,
-    supervised_loss,
-    token_logprobs,
-)
+from oirl.tuning.heads import head_is_all, token_terms
+from oirl.tuning.losses import contrastive_loss, sequence_logprobs
 from oirl.tuning.settings import Settings
 
 # It remarks on the clocks of file systems, each time that a checkpoint is written.
@@ -102,27 +97,25 @@ def collate(examples: Sequence[Example], fill: int, contrastive: str) -> dict[st
     }
 
 
-def loss_sums(model: Any, inputs: Mapping[str, Any], objective: Objective) -> Sums:
+def loss_sums(model: Any, inputs: Mapping[str, Any], objective: Objective, *, whole_logits: bool = False) -> Sums:
     """Return the parts of the loss of a micro-batch by one forward pass.
 
-    Padding stands on the right, where a causal model does not look, so that no attention mask is needed. Logits are
-    computed from the first target on only.
+    Args:
+        model: The policy, as it is trained: wrapped for several devices or not.
+        inputs: Of `collate`.
+        objective: The loss.
+        whole_logits: Whether the model does more with its logits than its head says (`heads.head_is_all`).
     """
-    ids, own, first = inputs["input_ids"], inputs["own"], inputs["first"]
-    n = len(inputs["labels"])
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - first).logits
-    picked, target = logits[inputs["row"], inputs["column"] - first], inputs["target"]
-    contrast = entropy = torch.zeros((), device=ids.device)
+    ids, own, n = inputs["input_ids"], inputs["own"], len(inputs["labels"])
+    terms = token_terms(model, inputs, objective.label_smoothing, bool(objective.entropy_coef), whole=whole_logits)
+    contrast = torch.zeros((), device=ids.device)
     if objective.contrastive != "none":
-        logprobs = sequence_logprobs(token_logprobs(picked, target), inputs["row"], len(ids))
+        logprobs = sequence_logprobs(terms.logprobs, inputs["row"], len(ids))
         table = torch.full((n, inputs["candidates"]), -math.inf, device=ids.device)
         table = table.index_put((inputs["output"], inputs["candidate"]), logprobs)
         contrast = contrastive_loss(table, inputs["candidate"][:n])
-    if objective.entropy_coef:
-        entropy = negative_entropy(picked[:own])
-    supervised = supervised_loss(picked[:own], target[:own], label_smoothing=objective.label_smoothing)
     tokens, rows = (torch.tensor(float(count), device=ids.device) for count in (own, n))
-    return Sums(supervised, contrast, entropy, tokens, rows)
+    return Sums(terms.supervised[:own].sum(), contrast, terms.negative_entropy[:own].sum(), tokens, rows)
 
 
 class _Batches:
@@ -170,6 +163,7 @@ class UpdateTrainer(Trainer):
     ) -> None:
         self._examples, self._objective, self._settings, self._fill = examples, objective, settings, fill
         self._emit, self._seed = emit, seed
+        self._whole_logits = not head_is_all(model)
         arguments = _arguments(settings, folder, seed, len(examples))
         super().__init__(model, arguments, callbacks=[_Callback(settings, len(examples), evaluate)])
         self._totals = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.args.device)
@@ -179,7 +173,9 @@ class UpdateTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return micro-batches of all epochs, in the order that the seed gives."""
         how = self._settings
-        order = batches_of([len(e) for e in self._examples], how.batch, how.micro_batch, how.epochs, self._seed)
+        epochs = epochs_of(how, len(self._examples))
+        order = batches_of([len(e) for e in self._examples], how.batch, how.micro_batch, epochs, self._seed)
+        order = order[: steps_of(how, len(self._examples)) * how.batch // how.micro_batch]
         loader = DataLoader(
             self._examples,
             batch_sampler=_Batches(order, how.micro_batch),
@@ -192,7 +188,7 @@ class UpdateTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Return this micro-batch's share of the loss of an update."""
-        sums = loss_sums(model, inputs, self._objective)
+        sums = loss_sums(model, inputs, self._objective, whole_logits=self._whole_logits)
         self._totals += torch.stack([value.detach().double() for value in sums])
         per_token = sums.supervised + self._objective.entropy_coef * sums.negative_entropy
         loss = per_token / num_items_in_batch
@@ -230,7 +226,8 @@ class _Callback(TrainerCallback):
         self._evaluate = evaluate
         total = steps_of(settings, n)
         every = settings.evaluate_every
-        ends = {round(total * (e + 1) / settings.epochs) for e in range(settings.epochs)}
+        epochs = epochs_of(settings, n)
+        ends = {round(total * (e + 1) / epochs) for e in range(epochs)}
         self._at = (set(range(every, total + 1, every)) if every else ends) | {total}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -244,7 +241,12 @@ class _Callback(TrainerCallback):
 
 def steps_of(settings: Settings, n: int) -> int:
     """Return the updates of an iteration that learns from n examples."""
-    return math.ceil(n * settings.epochs / settings.batch)
+    return settings.updates or math.ceil(n * settings.epochs / settings.batch)
+
+
+def epochs_of(settings: Settings, n: int) -> int:
+    """Return the passes that an iteration makes over n examples, the last of which may be broken off."""
+    return math.ceil(settings.updates * settings.batch / n) if settings.updates else settings.epochs
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -17,6 +17,7 @@ from oirl.logs.rendering import messages, render
 from oirl.records import Query
 from oirl.statistics.intervals import success_interval
 from oirl.tuning.examples import Example
+from oirl.tuning.heads import head_is_all
 from oirl.tuning.policy import Policy
 from oirl.tuning.trainer import Objective, collate, loss_sums
 
@@ -94,12 +95,12 @@ class Validation:
     def _loss(self) -> float:
         order = sorted(range(len(self._examples)), key=lambda i: -len(self._examples[i]))
         fill, total, tokens = padding_id(self._policy.tokenizer), 0.0, 0.0
-        model = self._policy.model
+        model, whole = self._policy.model, not head_is_all(self._policy.model)
         with torch.no_grad(), _evaluating(model), self._policy.computing():
             for start in range(0, len(order), _AT_A_TIME):
                 batch = collate([self._examples[i] for i in order[start : start + _AT_A_TIME]], fill, "none")
                 moved = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
-                sums = loss_sums(model, moved, Objective())
+                sums = loss_sums(model, moved, Objective(), whole_logits=whole)
                 total, tokens = total + float(sums.supervised), tokens + float(sums.tokens)
         return total / tokens if tokens else math.nan
 
