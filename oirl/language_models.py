@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +13,8 @@ from oirl.errors import ConfigError, require
 Rendered: TypeAlias = str | Sequence[dict[str, str]]
 """Text that a model reads as it stands, or the messages of a chat, to which its chat template is applied."""
 
+TRAINED_PROMPTS = "trained_prompts.jsonl"
+"""File in a tuned model's folder: the prompts that it was trained to be asked under; a prompt file as any other."""
 _LONGEST = 4096
 _UNSET = 1 << 24  # tokenizers without a limit give an absurdly large one
 
@@ -129,6 +132,21 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     if found is None:
         found = tokenizer.eos_token_id
     return sorted({found} if isinstance(found, int) else set(found or ()))
+
+
+def write_trained_prompts(folder: Path, templates: Iterable[str]) -> None:
+    """Write down, in a model's folder, the prompts that it was trained to be asked under, the one to use first."""
+    text = "".join(json.dumps({"prompt": template}, ensure_ascii=False) + "\n" for template in templates)
+    (folder / TRAINED_PROMPTS).write_text(text, encoding="utf-8")
+
+
+def trained_prompts(model: str) -> list[str] | None:
+    """Return the prompts that `write_trained_prompts` has written; None of a model that has none."""
+    file = Path(model) / TRAINED_PROMPTS
+    try:
+        return [str(json.loads(line)["prompt"]) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def folder_fingerprint(folder: str | Path) -> str:

@@ -41,7 +41,7 @@ def tune(
 def _tell(row: dict[str, Any]) -> None:
     where = f"iteration {row['iteration']}, update {row['step']}"
     if row["kind"] == "update":
-        note(f"{where}: loss {row['loss']:.4f}")
+        note(f"{where}: loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s")
     elif row["kind"] == "rollouts":
         shown = [f"{row['responses']:,} responses", f"{row['examples']:,} examples"]
         shown += [f"{percent(row['success'])} right"] if row["success"] is not None else []

@@ -18,7 +18,7 @@ import pyarrow as pa
 from oirl.engines.base import Completion, Engine, Request, Sampling, derive_seed
 from oirl.engines.designs import Cell, adaptive_round, balanced, check_design, full, random, top_two
 from oirl.errors import ConfigError, DataError, MissingPackageError
-from oirl.language_models import Rendered
+from oirl.language_models import TRAINED_PROMPTS, Rendered, trained_prompts
 from oirl.logs.checkers import apply_checker
 from oirl.logs.grading import open_checker
 from oirl.logs.rendering import messages, render, split_at_query
@@ -65,6 +65,12 @@ class Run:
             raise ConfigError(f"{what} ({min(texts)[:60]!r}); keep one, or give each its own id")
         for name, template in prompts:
             self._check_prompt(name, template)
+        known = trained_prompts(engine.model)
+        if known and (others := [name for name, template in prompts if template not in known]):
+            self.warnings.append(
+                f"{engine.model} was tuned under other prompts than {', '.join(map(repr, others))}; what it has "
+                f"learned holds for the very texts in its {TRAINED_PROMPTS}"
+            )
         if grade and all(query.answer is None for query in self.queries):
             self.warnings.append(f"no query has an `answer`, so {grade} graded nothing")
         told = ("engine", "model", "model_fingerprint", "dtype", "chat")

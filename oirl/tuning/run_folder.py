@@ -55,7 +55,16 @@ class RunFolder:
     @property
     def iterations_done(self) -> int:
         """How many iterations are finished."""
-        return int((self._read(_STATE) or {"iterations_done": 0})["iterations_done"])
+        return int(self._state["iterations_done"])
+
+    @property
+    def updates_done(self) -> int:
+        """How many updates these had."""
+        return int(self._state["updates_done"])
+
+    @property
+    def _state(self) -> dict[str, int]:
+        return self._read(_STATE) or {"iterations_done": 0, "updates_done": 0}
 
     @property
     def weights(self) -> Path:
@@ -75,13 +84,13 @@ class RunFolder:
         """Return the folder of an iteration's checkpoints."""
         return self.path / "checkpoints" / f"iteration-{iteration:03}"
 
-    def finish_iteration(self, done: int, save: Callable[[Path], None]) -> None:
-        """Keep the weights after so many iterations, and let go of what is not needed any more."""
+    def finish_iteration(self, done: int, updates: int, save: Callable[[Path], None]) -> None:
+        """Keep the weights after so many iterations and updates, and let go of what is not needed any more."""
         if not self._writes:
             return
         target = self.path / f"weights-{done}"
         self.put(target.name, save)
-        self._write(_STATE, {"iterations_done": done})
+        self._write(_STATE, {"iterations_done": done, "updates_done": updates})
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         for old in self.path.glob("weights-*"):
             if old != target:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +12,10 @@ import numpy as np
 from oirl import __version__
 from oirl.engines.base import Engine, Sampling, derive_seed
 from oirl.errors import ConfigError, DataError
-from oirl.language_models import folder_fingerprint
-from oirl.logs.text import template_id
+from oirl.language_models import folder_fingerprint, write_trained_prompts
 from oirl.tuning.lessons import Chosen, make_examples
 from oirl.tuning.report import TuneReport, compare_validations
+from oirl.tuning.reporting import Reporter
 from oirl.tuning.rollouts import Rollout, read_rollouts, sample_rollouts
 from oirl.tuning.run_folder import RunFolder
 from oirl.tuning.settings import Hir, Raft, Sampled, Settings, make_settings
@@ -27,10 +25,7 @@ if TYPE_CHECKING:
     from oirl.tuning.policy import Policy
     from oirl.tuning.validating import Validation
 
-_log = logging.getLogger(__name__)
 _HELD_OUT_ROLLOUTS = 2000
-TRAINED = "trained_prompts.jsonl"
-"""File in a tuned model's folder: the templates that it was trained to be asked under, the one to use first."""
 
 
 def tune(
@@ -73,11 +68,13 @@ class _Run:
         main = self._processes.is_main_process
         self._folder = RunFolder(Path(how.out), _identity(how, data), writes=main)
         self._processes.wait_for_everyone()
-        self._left_out: dict[str, int] = {}
+        self._updates = self._folder.updates_done
 
     def go(self) -> TuneReport:
         if not self._folder.finished:
+            self._reporter = Reporter(self._how.report_to, self._folder.path)
             self._tune()
+            self._reporter.close()
         self._folder.finish(lambda _: None)
         return self._report()
 
@@ -167,13 +164,13 @@ class _Run:
             folder,
             seed=derive_seed(how.seed, "updates", iteration),
             fill=padding_id(policy.tokenizer),
-            emit=lambda step, values: self._tell("update", iteration, step, values),
+            emit=lambda step, values, speed: self._tell("update", iteration, step, values, tokens_per_s=speed),
             evaluate=lambda step: self._validate(validation, iteration, step),
         )
         checkpoint = last_checkpoint(folder)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        _log.info("iteration %d: %d updates", iteration, steps_of(how, len(examples)))
-        self._folder.finish_iteration(iteration + 1, policy.save)
+        self._updates += steps_of(how, len(examples))
+        self._folder.finish_iteration(iteration + 1, self._updates, policy.save)
         self._processes.wait_for_everyone()
 
     def _drawn(self, iteration: int, policy: Policy, sampler: Engine | None) -> tuple[Chosen, dict[str, Any]]:
@@ -218,10 +215,11 @@ class _Run:
         if self._how.keep == "best" and (iteration or step):
             self._folder.keep_best(iteration, step, validation.value(measured), self._policy.save)
 
-    def _tell(self, kind: str, iteration: int, step: int, values: dict[str, Any]) -> None:
+    def _tell(self, kind: str, iteration: int, step: int, values: dict[str, Any], **speed: float) -> None:
         self._folder.tell(kind, iteration, step, values)
         if self._processes.is_main_process:
-            self._progress({"kind": kind, "iteration": iteration, "step": step, **values})
+            self._reporter.tell(self._updates + step, kind, values)
+            self._progress({"kind": kind, "iteration": iteration, "step": step, **values, **speed})
 
     def _save_result(self, policy: Policy, folder: Path) -> None:
         best = self._folder.best()
@@ -230,8 +228,7 @@ class _Run:
         policy.save(folder)
         asked = [text for prompt in self._trained for text in self._data.method.asked(prompt).values()]
         templates = dict.fromkeys([*self._prompts.values(), *asked])
-        lines = [json.dumps({"prompt_id": template_id(text), "prompt": text}, ensure_ascii=False) for text in templates]
-        (folder / TRAINED).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_trained_prompts(folder, templates)
 
     def _report(self) -> TuneReport:
         lines = self._folder.metrics()

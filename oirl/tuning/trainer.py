@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,13 +49,17 @@ class Objective(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums of the parts of a loss over a micro-batch, each a tensor (); `tokens` and `rows` are what they run over."""
+    """Sums of the parts of a loss over a micro-batch, each a tensor ().
+
+    `tokens` and `rows` are what they run over; `read` are the tokens that the model has read, padding aside.
+    """
 
     supervised: torch.Tensor
     contrastive: torch.Tensor
     negative_entropy: torch.Tensor
     tokens: torch.Tensor
     rows: torch.Tensor
+    read: torch.Tensor
 
 
 def collate(examples: Sequence[Example], fill: int, contrastive: str) -> dict[str, Any]:
@@ -63,7 +68,8 @@ def collate(examples: Sequence[Example], fill: int, contrastive: str) -> dict[st
     Returns:
         `input_ids` (r, t): the n examples, then, for a contrastive loss, each output under the contexts that it is held
         against. `row`, `column` and `target` (m,): where a token is predicted, and which; those of the examples come
-        first, `own` of them. `first`: the least column. `labels` (n, t): targets of the examples, from which
+        first, `own` of them. `first`: the least column. `read`: tokens that are no padding. `labels` (n, t): targets
+        of the examples, from which
         the Trainer counts the tokens of an update. `output` and `candidate` (r,): the example whose output a row
         holds, and the place of its context among the `candidates` held against each other.
     """
@@ -94,6 +100,7 @@ def collate(examples: Sequence[Example], fill: int, contrastive: str) -> dict[st
         "first": int(column.min()),
         "own": sum(len(e.response) - e.given for e in examples),
         "candidates": max(k for _, _, _, k in rows) + 1,
+        "read": sum(len(context) + len(e.response) for context, e, _, _ in rows),
     }
 
 
@@ -114,8 +121,8 @@ def loss_sums(model: Any, inputs: Mapping[str, Any], objective: Objective, *, wh
         table = torch.full((n, inputs["candidates"]), -math.inf, device=ids.device)
         table = table.index_put((inputs["output"], inputs["candidate"]), logprobs)
         contrast = contrastive_loss(table, inputs["candidate"][:n])
-    tokens, rows = (torch.tensor(float(count), device=ids.device) for count in (own, n))
-    return Sums(terms.supervised[:own].sum(), contrast, terms.negative_entropy[:own].sum(), tokens, rows)
+    counts = [torch.tensor(float(count), device=ids.device) for count in (own, n, inputs["read"])]
+    return Sums(terms.supervised[:own].sum(), contrast, terms.negative_entropy[:own].sum(), *counts)
 
 
 class _Batches:
@@ -144,7 +151,7 @@ class UpdateTrainer(Trainer):
         folder: For checkpoints.
         seed: For the order and for dropout.
         fill: Id to pad with.
-        emit: Called with (updates of this iteration, metrics) every `log_every` updates.
+        emit: Called with (updates of this iteration, metrics, tokens a second) every `log_every` updates.
         evaluate: Called with the updates of this iteration at `evaluate_every` and at the ends of epochs.
     """
 
@@ -158,11 +165,11 @@ class UpdateTrainer(Trainer):
         *,
         seed: int,
         fill: int,
-        emit: Callable[[int, dict[str, float]], None],
+        emit: Callable[[int, dict[str, float], float], None],
         evaluate: Callable[[int], None],
     ) -> None:
         self._examples, self._objective, self._settings, self._fill = examples, objective, settings, fill
-        self._emit, self._seed = emit, seed
+        self._emit, self._seed, self._since = emit, seed, time.perf_counter()
         self._whole_logits = not head_is_all(model)
         arguments = _arguments(settings, folder, seed, len(examples))
         super().__init__(model, arguments, callbacks=[_Callback(settings, len(examples), evaluate)])
@@ -216,7 +223,9 @@ class UpdateTrainer(Trainer):
                 f"the loss is {found['loss']} after {self.state.global_step} updates; lower learning_rate (now "
                 f"{self._settings.learning_rate:g}), and go on from an earlier run's model"
             )
-        self._emit(self.state.global_step, found)
+        now = time.perf_counter()
+        speed, self._since = float(totals.read) / max(now - self._since, 1e-9), now
+        self._emit(self.state.global_step, found, speed)
 
 
 class _Callback(TrainerCallback):
