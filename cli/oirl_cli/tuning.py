@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,8 @@ def tune(
     entries = merge(read_settings(config) if config else {}, parse_parameters(set_) or {})
     settings = make_settings(method, entries, str(config or "--set"))
     report = run(method, settings, progress=_tell)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one tells
+        return
     if json_:
         print_json(report.to_dict())
         return

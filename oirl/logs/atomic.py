@@ -42,12 +42,12 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str], *, marker: str, others: Sequence[str] = ()) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], *, marker: str | None, others: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the place of `path`.
 
     Args:
         path: The folder to write. If it stands already, it must be empty, or hold `marker` and nothing but our files.
-        marker: Name of the file by which an earlier result of ours is known.
+        marker: Name of the file by which an earlier result of ours is known; None where whatever stands there is ours.
         others: Patterns of the names of all other files that a result may hold. A folder with any other entry is
             somebody's work and is not replaced.
 
@@ -59,7 +59,7 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str, others: Sequence
     with _write_errors(target):
         if target.exists() and not target.is_dir():
             raise ConfigError(f"{target} is a file; name a folder")
-        if target.is_dir():
+        if marker is not None and target.is_dir():
             _check_ours(target, marker, others)
         _make_folder(target.parent)
         prefix = f".{target.name[:100]}."

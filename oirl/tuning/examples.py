@@ -112,11 +112,13 @@ class Encoder:
             read[tokens] = template
 
 
-def batches_of(lengths: Sequence[int], batch: int, micro_batch: int, epochs: int, seed: int) -> list[list[int]]:
+def batches_of(
+    lengths: Sequence[int], batch: int, micro_batch: int, epochs: int, seed: int, devices: int = 1
+) -> list[list[int]]:
     """Return micro-batches of positions for some epochs: like lengths together, otherwise in random order.
 
     Each epoch goes over all positions once; what is left of it when whole batches are cut goes first in the next. Only
-    the last micro-batch may be short.
+    the micro-batches of the last update may be short. What an update learns from does not depend on the devices.
 
     Args:
         lengths: Tokens of each example.
@@ -124,6 +126,7 @@ def batches_of(lengths: Sequence[int], batch: int, micro_batch: int, epochs: int
         micro_batch: Examples at a time; divides `batch`.
         epochs: How many.
         seed: For the order.
+        devices: Among which the micro-batches are dealt out in turn.
     """
     rng = np.random.default_rng(seed)
     size = np.asarray(lengths)
@@ -131,15 +134,24 @@ def batches_of(lengths: Sequence[int], batch: int, micro_batch: int, epochs: int
     rest = np.array([], dtype=np.int64)
     for epoch in range(epochs):
         order = np.concatenate([rest, rng.permutation(len(size))])
-        whole = len(order) if epoch + 1 == epochs else len(order) // batch * batch
-        order, rest = order[:whole], order[whole:]
+        end = len(order) if epoch + 1 == epochs else len(order) // batch * batch
+        order, rest = order[:end], order[end:]
         for start in range(0, len(order), _GROUPED_BATCHES * batch):
             group = order[start : start + _GROUPED_BATCHES * batch]
             group = group[np.argsort(-size[group], kind="stable")]
-            parts = [group[i : i + micro_batch].tolist() for i in range(0, len(group), micro_batch)]
-            short = [parts.pop()] if len(parts[-1]) < micro_batch else []
-            found += [parts[i] for i in rng.permutation(len(parts))] + short
+            whole = len(group) // batch * batch
+            parts = [group[i : i + micro_batch].tolist() for i in range(0, whole, micro_batch)]
+            found += [parts[i] for i in rng.permutation(len(parts))]
+            if left := group[whole:].tolist():
+                found += _dealt(left, micro_batch, devices)
     return found
+
+
+def _dealt(rows: list[int], micro_batch: int, devices: int) -> list[list[int]]:
+    """Return the micro-batches of a last, smaller update: as many for each device, none empty."""
+    each = -(-len(rows) // (micro_batch * devices))
+    rows = rows if len(rows) >= each * devices else np.resize(rows, each * devices).tolist()  # a few count twice
+    return [rows[i :: each * devices] for i in range(each * devices)]
 
 
 def suboutput_examples(example: Example, count: int, rng: np.random.Generator) -> list[Example]:

@@ -82,7 +82,7 @@ class Ranks:
     """
 
     def __init__(self, text: str = "Give an answer that ranks about {share}%.\n\n{prompt}", bins: int = 4) -> None:
-        if not isinstance(bins, int) or not 2 <= bins <= 100:
+        if type(bins) is not int or not 2 <= bins <= 100:
             raise ConfigError(f"bins = {bins!r}; allowed: a whole number from 2 to 100")
         if "{share}" not in text:
             raise ConfigError(f"the instruction {text!r} needs {{share}}, where the percentage goes")
@@ -95,7 +95,7 @@ class Ranks:
         known = np.sort(rewards[~np.isnan(rewards)])
         middle = (np.searchsorted(known, rewards, "left") + np.searchsorted(known, rewards, "right")) / 2
         bins = len(self.instructions)
-        which = np.minimum(middle / max(len(known), 1) * bins, bins - 1).astype(int)
+        which = np.minimum(middle * bins / max(len(known), 1), bins - 1).astype(int)
         return [None if np.isnan(r) else self.instructions[b] for r, b in zip(rewards, which, strict=True)]
 
 
@@ -114,9 +114,10 @@ class Length:
         text: str = "Answer in at most {limit} words.\n\n{prompt}",
         longer: str = "Answer at length.\n\n{prompt}",
     ) -> None:
+        numbers = isinstance(limits, (list, tuple)) and all(type(n) is int and n > 0 for n in limits)
+        if not numbers or not limits or list(limits) != sorted(set(limits)):
+            raise ConfigError(f"limits = {limits!r}; allowed: whole numbers of words, ascending")
         self._limits = list(limits)
-        if not self._limits or self._limits != sorted(set(self._limits)) or self._limits[0] < 1:
-            raise ConfigError(f"limits = {list(limits)!r}; allowed: whole numbers of words, ascending")
         if "{limit}" not in text:
             raise ConfigError(f"the instruction {text!r} needs {{limit}}, where the number of words goes")
         self.instructions = (*(text.replace("{limit}", str(n)) for n in self._limits), longer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,7 +49,10 @@ class RunFolder:
         if known is None and path.is_dir() and any(path.iterdir()):
             raise ConfigError(f"{path} holds other files and no {_RUN}; name a new or empty folder under `out`")
         if known is not None:
-            _check_same(path, known["identity"], json.loads(json.dumps(identity)))
+            before = known.get("identity") if isinstance(known, dict) else None
+            if not isinstance(before, dict):
+                raise ConfigError(f"{path / _RUN} is not of a run of oirl; name another folder under `out`")
+            _check_same(path, before, json.loads(json.dumps(identity)))
         elif writes:
             self._write(_RUN, {"identity": identity})
 
@@ -100,7 +104,7 @@ class RunFolder:
         """Write a folder, which appears under its name when it is complete."""
         if not self._writes:
             return
-        with atomic_folder(self.path / name, marker="config.json", others=("*",)) as folder:
+        with atomic_folder(self.path / name, marker=None) as folder:
             save(folder)
 
     def best(self) -> tuple[Path, float] | None:
@@ -111,7 +115,8 @@ class RunFolder:
     def keep_best(self, iteration: int, step: int, value: float, save: Callable[[Path], None]) -> None:
         """Keep weights if their validation is better than all before."""
         before = self.best()
-        if not self._writes or (before is not None and value <= before[1]):
+        better = not math.isnan(value) and (before is None or value > before[1])
+        if not self._writes or not better:
             return
         name = f"best-{iteration:03}-{step:07}"
 
@@ -143,10 +148,10 @@ class RunFolder:
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
             try:
                 row = json.loads(line)
-            except ValueError:  # the run was killed while it wrote
+                place = row["iteration"], row["step"]
+            except (ValueError, KeyError, TypeError):  # the run was killed while it wrote
                 break
-            drawn = row["kind"] == "rollouts" and row["iteration"] == iteration
-            if row["iteration"] < iteration or drawn or (row["iteration"] == iteration and row["step"] <= step):
+            if place[0] < iteration or (place[0] == iteration and place[1] <= step):
                 kept.append(line + "\n")
                 self._told.add(_key(row))
         if self._writes:

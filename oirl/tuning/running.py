@@ -60,7 +60,7 @@ class _Run:
         from accelerate import PartialState
 
         self._how, self._data, self._progress = how, data, progress
-        self._processes = PartialState()
+        self._processes = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
         _check_processes(how, self._processes)
         self._iterations = how.iterations if isinstance(how, Sampled) else 1
         self._trained = list(data.prompts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from oirl.errors import ConfigError, NotFoundError, UnknownNameError, nearest
 
@@ -54,7 +54,7 @@ class Settings(BaseModel):
     method: ClassVar[str]
     model: str
     out: str
-    log: tuple[str, ...] = ()
+    log: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     queries: str | None = None
     prompt: str = "{query}"
     grade: str | None = None
@@ -73,7 +73,7 @@ class Settings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(1.0, gt=0)
     lora_rank: int = Field(0, ge=0)
-    lora_alpha: float | None = Field(None, gt=0)
+    lora_alpha: float | None = Field(None, gt=0, allow_inf_nan=False)
     bf16: bool | None = None
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0, lt=2**31)
@@ -87,6 +87,14 @@ class Settings(BaseModel):
     @classmethod
     def _several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind in (int, float, int | None, float | None):
+            raise ValueError("a number is needed")
+        return value
 
     @model_validator(mode="after")
     def _fit(self) -> Settings:
@@ -241,7 +249,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise NotFoundError(f"{file} is not there; --config names a YAML file")
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise ConfigError(f"{file} is no YAML: {e}") from e
     if found is not None and not isinstance(found, dict):
         raise ConfigError(f"{file} must hold `name: value` entries, and holds a {type(found).__name__}")

@@ -126,12 +126,10 @@ def loss_sums(model: Any, inputs: Mapping[str, Any], objective: Objective, *, wh
 
 
 class _Batches:
-    """Micro-batches in a fixed order, as accelerate wants them: it gives every process its share."""
+    """This process's micro-batches, in order."""
 
-    drop_last = False
-
-    def __init__(self, batches: list[list[int]], size: int) -> None:
-        self.batch_size, self._batches = size, batches
+    def __init__(self, batches: list[list[int]]) -> None:
+        self._batches = batches
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -178,18 +176,18 @@ class UpdateTrainer(Trainer):
         self._loss_shifts_labels = True
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return micro-batches of all epochs, in the order that the seed gives."""
+        """Return this process's micro-batches of all epochs, in the order that the seed gives."""
         how = self._settings
         epochs = epochs_of(how, len(self._examples))
-        order = batches_of([len(e) for e in self._examples], how.batch, how.micro_batch, epochs, self._seed)
+        lengths, devices = [len(e) for e in self._examples], self.args.world_size
+        order = batches_of(lengths, how.batch, how.micro_batch, epochs, self._seed, devices)
         order = order[: steps_of(how, len(self._examples)) * how.batch // how.micro_batch]
-        loader = DataLoader(
+        return DataLoader(
             self._examples,
-            batch_sampler=_Batches(order, how.micro_batch),
+            batch_sampler=_Batches(order[self.args.process_index :: devices]),
             collate_fn=lambda rows: collate(rows, self._fill, self._objective.contrastive),
             pin_memory=torch.cuda.is_available(),
         )
-        return self.accelerator.prepare(loader)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -273,14 +271,14 @@ def _arguments(settings: Settings, folder: Path, seed: int, n: int) -> TrainingA
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     halved = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,  # our batches hold all epochs
         per_device_train_batch_size=settings.micro_batch,
         gradient_accumulation_steps=settings.batch // (settings.micro_batch * processes),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=names[settings.schedule],
-        warmup_steps=math.ceil(settings.warmup * steps_of(settings, n)),
+        warmup_steps=int(settings.warmup * steps_of(settings, n)),  # of one update all would be lost, as it begins at 0
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=halved if settings.bf16 is None else settings.bf16,
@@ -293,8 +291,11 @@ def _arguments(settings: Settings, folder: Path, seed: int, n: int) -> TrainingA
         report_to="none",
         remove_unused_columns=False,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
         **_checkpointing(settings),
     )
+    made._n_gpu = min(made.n_gpu, 1)  # several devices by `accelerate launch`, not by threads of one process
+    return made
 
 
 def _checkpointing(settings: Settings) -> dict[str, Any]:

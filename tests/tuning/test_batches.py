@@ -41,12 +41,35 @@ def test_all_epochs_together_take_each_position_once_an_epoch(
 
 @given(LENGTHS, SIZES, st.integers(1, 4), st.integers(0, 99))
 @QUICK
-def test_only_the_last_micro_batch_is_short(lengths: list[int], sizes: tuple[int, int], epochs: int, seed: int) -> None:
+def test_only_micro_batches_of_the_last_update_are_short(
+    lengths: list[int], sizes: tuple[int, int], epochs: int, seed: int
+) -> None:
     micro, times = sizes
     found = batches_of(lengths, micro * times, micro, epochs, seed)
+    whole = len(lengths) * epochs // (micro * times) * times
     assert len(found) == math.ceil(len(lengths) * epochs / micro)
-    assert {len(batch) for batch in found[:-1]} <= {micro}
-    assert 1 <= len(found[-1]) <= micro
+    assert {len(batch) for batch in found[:whole]} <= {micro}
+    last = [len(batch) for batch in found[whole:]] or [1]
+    assert 1 <= min(last) <= max(last) <= min(micro, min(last) + 1)
+
+
+@given(LENGTHS, SIZES, st.integers(1, 3), st.integers(0, 99), st.sampled_from([2, 3]))
+@QUICK
+def test_devices_share_each_update(
+    lengths: list[int], sizes: tuple[int, int], epochs: int, seed: int, devices: int
+) -> None:
+    micro, times = sizes
+    batch = micro * times * devices
+    one = batches_of(lengths, batch, micro, epochs, seed)
+    many = batches_of(lengths, batch, micro, epochs, seed, devices)
+    assert len(many) % devices == 0
+    updates = len(lengths) * epochs // batch
+    for update in range(updates):
+        here = slice(update * times * devices, (update + 1) * times * devices)
+        assert sorted(flat(one[here])) == sorted(flat(many[here]))
+    rest, shared = flat(one[updates * times * devices :]), flat(many[updates * times * devices :])
+    assert set(shared) == set(rest)
+    assert len(shared) == len(rest) or len(shared) < len(rest) + devices  # no device is without a row
 
 
 @given(st.lists(st.integers(1, 30), min_size=8, max_size=40), st.sampled_from([1, 2, 4]), st.integers(0, 99))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,3 +242,15 @@ def test_a_single_token_cannot_be_cut() -> None:
 
 def test_no_cuts_are_made_unless_asked_for() -> None:
     assert suboutput_starts(9, 0, np.random.default_rng(0)) == []
+
+
+@pytest.mark.parametrize("limits", [[1.5], ["20"], 3, [True], []])
+def test_limits_are_whole_numbers(limits: Any) -> None:
+    with pytest.raises(ConfigError, match="limits"):
+        Length(limits)
+
+
+def test_a_rank_on_the_edge_of_bins_belongs_to_the_upper_one() -> None:
+    bins, n = 22, 11
+    found = Ranks("{share}. {prompt}", bins).relabel([Outcome("p", "q", "r", None, float(i)) for i in range(n)])
+    assert [str(text).split(".")[0] for text in found] == [str(round(100 * (2 * k + 2) / bins)) for k in range(n)]

@@ -57,7 +57,7 @@ def test_a_new_folder_says_what_the_run_is(run: RunFolder) -> None:
     assert names(run.path) == {"run.json"}
     found = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
     assert found["identity"] == {**IDENTITY, "log": ["a", "b"]}
-    assert (run.iterations_done, run.finished, run.best()) == (0, False, None)
+    assert (run.iterations_done, run.updates_done, run.finished, run.best()) == (0, 0, False, None)
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
 
 def test_the_same_run_may_go_on(run: RunFolder) -> None:
     before = (run.path / "run.json").read_bytes()
-    run.finish_iteration(1, saver("w"))
+    run.finish_iteration(1, 10, saver("w"))
     assert RunFolder(run.path, IDENTITY).iterations_done == 1
     assert (run.path / "run.json").read_bytes() == before
 
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_named(run: RunFolder, name: str) -> None:
 def test_a_process_that_does_not_write_leaves_no_trace(tmp_path: Path) -> None:
     silent = RunFolder(tmp_path / "out", IDENTITY, writes=False)
     silent.put("model", saver("w"))
-    silent.finish_iteration(1, saver("w"))
+    silent.finish_iteration(1, 10, saver("w"))
     silent.keep_best(0, 1, 0.5, saver("w"))
     silent.tell("update", 0, 1, {})
     silent.go_on(0, 0)
@@ -126,7 +126,7 @@ def test_a_process_that_does_not_write_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_a_process_that_does_not_write_reads_what_another_wrote(run: RunFolder) -> None:
     silent = RunFolder(run.path, IDENTITY, writes=False)
-    run.finish_iteration(2, saver("w"))
+    run.finish_iteration(2, 25, saver("w"))
     run.keep_best(0, 1, 0.5, saver("best"))
     before = names(run.path)
     silent.finish(saver("x"))
@@ -139,12 +139,12 @@ def test_a_process_that_does_not_write_reads_what_another_wrote(run: RunFolder) 
 
 
 def test_a_finished_iteration_keeps_its_weights_only(run: RunFolder) -> None:
-    run.finish_iteration(1, saver("one"))
+    run.finish_iteration(1, 10, saver("one"))
     (run.checkpoints(1) / "checkpoint-5").mkdir(parents=True)
     run.rollouts(1).mkdir(parents=True)
-    run.finish_iteration(2, saver("two"))
+    run.finish_iteration(2, 25, saver("two"))
     assert names(run.path) == {"run.json", "state.json", "weights-2", "rollouts"}
-    assert (run.iterations_done, weights(run.weights)) == (2, "two")
+    assert (run.iterations_done, run.updates_done, weights(run.weights)) == (2, 25, "two")
     assert run.rollouts(1).is_dir()
 
 
@@ -155,14 +155,14 @@ def test_each_iteration_has_folders_of_its_own(run: RunFolder) -> None:
 
 
 def test_weights_that_were_not_saved_whole_do_not_count(run: RunFolder) -> None:
-    run.finish_iteration(1, saver("one"))
+    run.finish_iteration(1, 10, saver("one"))
     run.checkpoints(1).mkdir(parents=True)
     with pytest.raises(OSError, match="no room"):
-        run.finish_iteration(2, fail)
+        run.finish_iteration(2, 25, fail)
     again = RunFolder(run.path, IDENTITY)
-    assert (again.iterations_done, weights(again.weights)) == (1, "one")
+    assert (again.iterations_done, again.updates_done, weights(again.weights)) == (1, 10, "one")
     assert again.checkpoints(1).is_dir()
-    again.finish_iteration(2, saver("two"))
+    again.finish_iteration(2, 25, saver("two"))
     assert names(again.weights) == WEIGHTS  # nothing of what was half saved
 
 
@@ -241,7 +241,7 @@ def test_a_finished_run_leaves_its_result_and_what_tells_of_it(run: RunFolder) -
     run.go_on(0, 0)
     run.tell("update", 0, 1, {"loss": 2.0})
     run.keep_best(0, 1, 0.5, saver("best"))
-    run.finish_iteration(1, saver("last"))
+    run.finish_iteration(1, 10, saver("last"))
     (run.checkpoints(1) / "checkpoint-5").mkdir(parents=True)
     run.finish(saver("result"))
     assert names(run.path) == {"run.json", "state.json", "metrics.jsonl", "model"}
@@ -343,3 +343,31 @@ def test_a_last_line_that_lacks_its_end_alone_is_kept(run: RunFolder) -> None:
 def test_a_run_that_begins_has_no_metrics(run: RunFolder) -> None:
     run.go_on(0, 0)
     assert run.metrics() == []
+
+
+def test_a_validation_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", {"a": 1})
+    run.keep_best(0, 1, float("nan"), lambda folder: (folder / "w").write_text("nan"))
+    assert run.best() is None
+    run.keep_best(0, 2, 0.5, lambda folder: (folder / "w").write_text("good"))
+    run.keep_best(0, 3, float("nan"), lambda folder: (folder / "w").write_text("nan"))
+    best = run.best()
+    assert best is not None
+    assert (best[0] / "w").read_text() == "good"
+
+
+def test_weights_that_nobody_has_told_of_are_written_again(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", {"a": 1})
+    run.put("weights-1", lambda folder: (folder / "adapter_config.json").write_text("old"))
+    RunFolder(tmp_path / "run", {"a": 1}).finish_iteration(
+        1, 4, lambda folder: (folder / "adapter_config.json").write_text("new")
+    )
+    assert (tmp_path / "run" / "weights-1" / "adapter_config.json").read_text() == "new"
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"foo": 1}', '{"identity": 3}'])
+def test_a_run_json_of_something_else_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(text)
+    with pytest.raises(ConfigError, match="another folder"):
+        RunFolder(tmp_path / "run", {"a": 1})

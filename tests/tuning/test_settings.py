@@ -270,3 +270,18 @@ def test_each_setting_is_told_of_where_it_is_declared() -> None:
     for kind in METHODS.values():
         told = "\n".join(cls.__doc__ or "" for cls in kind.__mro__ if issubclass(cls, Settings))
         assert [name for name in kind.model_fields if f" {name}: " not in told] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", True), ("learning_rate", True), ("lora_alpha", float("inf")), ("log", [""])]
+)
+def test_what_only_looks_like_a_value_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        make_settings("sft", {"model": "m", "out": "o", "log": "l"} | {name: value})
+
+
+@pytest.mark.parametrize("text", ["a: 2024-99-99", "a: !!int x", f"a: {'9' * 5000}"])
+def test_a_value_that_yaml_cannot_read_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        read_settings(tmp_path / "c.yaml")
