@@ -44,7 +44,7 @@ class Settings(BaseModel):
         seed: For all chance.
         log_every: Updates between lines of metrics.
         save_every: Updates between checkpoints; a multiple of `log_every`.
-        evaluate_every: Updates between validations; by default the end of each epoch.
+        evaluate_every: Updates between validations; by default the end of each epoch, with `updates` of each iteration.
         keep: Which weights become `model`: of the best validation, or the last.
         report_to: Where metrics go besides `metrics.jsonl`: tensorboard, wandb, trackio, mlflow, ….
     """

@@ -38,7 +38,8 @@ class Data:
             queries = list({r.query_id: Query(r.query_id, r.query, r.answer) for r in rollouts}.values())
         else:
             assert how.queries is not None
-            queries = [q for q in read_query_records(how.queries) if q.split != "test"]
+            found = read_query_records(how.queries)
+            queries = list({q.query_id: q for q in found if q.split != "test"}.values())
             self.fingerprint = _digest([[q.query_id, q.query, q.answer] for q in queries])
             rollouts = []
         if not queries:

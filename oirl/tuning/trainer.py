@@ -150,7 +150,7 @@ class UpdateTrainer(Trainer):
         seed: For the order and for dropout.
         fill: Id to pad with.
         emit: Called with (updates of this iteration, metrics, tokens a second) every `log_every` updates.
-        evaluate: Called with the updates of this iteration at `evaluate_every` and at the ends of epochs.
+        evaluate: Called with the updates of this iteration at `evaluate_every`, or at the ends of epochs.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class _Callback(TrainerCallback):
         self._evaluate = evaluate
         total = steps_of(settings, n)
         every = settings.evaluate_every
-        epochs = epochs_of(settings, n)
+        epochs = 1 if settings.updates else settings.epochs
         ends = {round(total * (e + 1) / epochs) for e in range(epochs)}
         self._at = (set(range(every, total + 1, every)) if every else ends) | {total}
 
