@@ -7,7 +7,7 @@ test problems (greedy, and at temperature 1), the gain over the initial model, a
 over seeds with 95% intervals (Student's t over seeds; each seed is a whole repetition). `length_reward` shows a bad
 reward on purpose: RAFT that is paid for words.
 
-Run: python benchmarks/tuning_methods.py [--seeds 5] [--updates 400] [--problems 400] [--tests 500]
+Run: OMP_NUM_THREADS=1 python benchmarks/tuning_methods.py [--seeds 5] [--updates 400] [--problems 400] [--tests 500]
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +129,14 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=400)
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--tests", type=int, default=500)
+    parser.add_argument("--processes", type=int, default=2, help="seeds at a time")
     args = parser.parse_args()
-    seeds = []
     with tempfile.TemporaryDirectory() as name:
-        for seed in range(args.seeds):
-            (Path(name) / str(seed)).mkdir()
-            seeds.append(one_seed(seed, args, Path(name) / str(seed)))
+        folders = [Path(name) / str(seed) for seed in range(args.seeds)]
+        for folder in folders:
+            folder.mkdir()
+        with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+            seeds = list(pool.map(one_seed, range(args.seeds), [args] * args.seeds, folders))
         hacked = length_reward(args, Path(name))
 
     def each(value: Callable[[dict[str, dict[str, float]]], float]) -> dict[str, float]:

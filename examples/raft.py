@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=40, help="of an iteration")
     parser.add_argument("--reward", choices=["verdict", "words"], default="verdict")
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))  # for the reward's name, raft:words
@@ -61,7 +62,7 @@ def main() -> None:
                 "iterations": args.iterations,
                 "temperature": 1.0,
                 "max_tokens": 64,
-                "updates": 40,
+                "updates": args.updates,
                 "micro_batch": 32,
                 "learning_rate": 3e-4,
             },

@@ -60,21 +60,14 @@ def test_the_reproduction_shows_a_leak_where_there_is_one(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_raft_runs_and_measures_on_other_problems(tmp_path: Path) -> None:
-    done = run_example("raft.py", tmp_path, "--problems", "30", "--iterations", "2")
+    done = run_example("raft.py", tmp_path, "--problems", "20", "--iterations", "2", "--updates", "6")
     assert len(re.findall(r"^iteration \d: reward 0\.\d+, success 0\.\d+", done, re.MULTILINE)) == 2
     assert len(re.findall(r"^(before|after) +\d+\.\d% \[", done, re.MULTILINE)) == 2
 
 
 @pytest.mark.slow
-def test_a_bad_reward_shows_in_the_figures_of_raft(tmp_path: Path) -> None:
-    done = run_example("raft.py", tmp_path, "--problems", "30", "--iterations", "3", "--reward", "words")
-    words = [float(value) for value in re.findall(r"words (\d+\.\d+)", done)]
-    assert words[-1] > words[0]
-
-
-@pytest.mark.slow
 def test_hir_learns_from_a_log_alone(tmp_path: Path) -> None:
-    done = run_example("hir_from_a_log.py", tmp_path, "--problems", "40", "--updates", "20")
+    done = run_example("hir_from_a_log.py", tmp_path, "--problems", "20", "--updates", "6")
     names = ("initial model", "filtered SFT", "HIR, asked for right", "HIR, asked for wrong")
     assert [line[:24].strip() for line in done.splitlines()] == list(names)
 
