@@ -10,7 +10,7 @@ demo: $(VENV)/base.stamp  ## install oirl and run the whole job on the embedded 
 	$(BIN)/oirl demo
 
 test: $(VENV)/dev.stamp  ## install the test extras and run every test
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal  # the workers share the cores already
 
 check: $(VENV)/dev.stamp  ## lint, format and types
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ needs_xgboost = pytest.mark.skipif(find_spec("xgboost") is None, reason="xgboost
 
 def test_prompts_are_improved_from_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "improve_prompts.py"), "--problems", "160"]
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}:{ROOT / 'data'}", "PATH": ""}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}:{ROOT / 'data'}", "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "{query} Work step by step." in done.stdout
@@ -40,7 +40,7 @@ def test_the_reproduction_shows_a_leak_where_there_is_one(tmp_path: Path) -> Non
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "log.parquet")
     command = [sys.executable, ROOT / "examples" / "reproduce_prompt_oirl.py", tmp_path / "log.parquet"]
     options = ["--rounds", "5", "--seeds", "1", "--json"]
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}:{ROOT / 'data'}", "PATH": ""}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}:{ROOT / 'data'}", "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -73,7 +73,7 @@ def test_hir_learns_from_a_log_alone(tmp_path: Path) -> None:
 
 
 def run_example(name: str, folder: Path, *arguments: str) -> str:
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}:{ROOT / 'data'}", "PATH": ""}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}:{ROOT / 'data'}", "PATH": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "examples" / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr

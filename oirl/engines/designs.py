@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta
 
 from oirl.errors import ConfigError
 
@@ -101,6 +100,8 @@ def top_two(successes: np.ndarray, runs: np.ndarray) -> np.ndarray:
         successes: Right runs of each prompt, (P,).
         runs: Graded runs of each prompt, (P,).
     """
+    from scipy.stats import beta  # slow to load, and needed by this design alone
+
     n = len(runs)
     if n == 1:
         return np.ones(1)
