@@ -173,7 +173,7 @@ class Raft(Sampled):
     Attributes:
         select: "best_per_query", or "top_fraction" of all distinct responses.
         top_fraction: That fraction.
-        min_reward: What has a lower reward is not learned from; of verdicts by default 1, else none.
+        min_reward: What has a lower reward is not learned from; of verdicts without kl_coef by default 1, else none.
         kl_coef: η in r − η · (log π − log π_ref), with the initial model as reference; 0 for none.
     """
 

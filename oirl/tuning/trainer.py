@@ -261,7 +261,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
     whole = [path for path in found if (path / _WHOLE).is_file()]
     for path in set(found) - set(whole):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # several processes may do so
     return whole[-1] if whole else None
 
 

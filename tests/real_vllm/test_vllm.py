@@ -342,3 +342,27 @@ class Scripted(Engine):
         for i, _ in enumerate(requests):
             yield i, [Completion(f"<prompt>{WORDS[i % 3]}</prompt>", "stop")]
 """
+
+
+# Tuning with responses drawn by vLLM
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_raft_draws_with_vllm_and_sends_it_the_new_weights(lora_rank: int, tmp_path: Path) -> None:
+    """In a process of its own: one engine a process."""
+    rows = [{"query": p.query, "answer": str(p.answer)} for p in generate_problems(16, random.Random(6), held_out=True)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {
+        "model": BASE, "queries": str(tmp_path / "queries.jsonl"), "out": str(tmp_path / "run"), "grade": "numeric",
+        "iterations": 2, "samples": 4, "max_tokens": 48, "batch": 4, "micro_batch": 4, "learning_rate": 1e-2,
+        "epochs": 3, "held_out": 0.2, "min_reward": 0, "lora_rank": lora_rank, "kl_coef": 0.01,
+        "engine": "vllm", "engine_params": {"dtype": "float32", "options": ON_CPU},
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(json.dumps(settings))
+    done = run_oirl("tune", "raft", "--config", tmp_path / "c.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)["iterations"]
+    assert abs(first["kl"]) < 0.05  # vLLM drew from the initial weights,
+    assert second["kl"] > 10 * abs(first["kl"]) + 0.05  # and then from others: what it was sent
+    log = oirl.read_log(tmp_path / "run" / "rollouts" / "iteration-001")
+    assert {json.loads(text)["engine"] for text in log["sampling"].to_pylist()} == {"vllm"}
