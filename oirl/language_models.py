@@ -40,6 +40,33 @@ def load_language_model(name: str, **options: Any) -> Any:
     return _load(AutoModelForCausalLM, name, use_safetensors=True, **options)
 
 
+def load_text_model(name: str, **options: Any) -> Any:
+    """Return a causal language model, or an encoder-decoder model (T5 and the like) where its configuration says so."""
+    require("transformers", "tune", "a language model")
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception:  # a folder of adapters has none; what else is wrong is told below
+        config = None
+    if not is_encoder_decoder(config):
+        return load_language_model(name, **options)
+    return _load(AutoModelForSeq2SeqLM, name, use_safetensors=True, **options)
+
+
+def is_encoder_decoder(config: Any) -> bool:
+    """Return whether a model's configuration is that of an encoder with a decoder."""
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def start_token(model: Any) -> int | None:
+    """Return the token that an encoder-decoder model's response starts after; None of a causal model."""
+    if not is_encoder_decoder(model.config):
+        return None
+    found = getattr(model.generation_config, "decoder_start_token_id", None)
+    return int(model.config.decoder_start_token_id if found is None else found)
+
+
 def _load(factory: Any, name: str, **options: Any) -> Any:
     from transformers.utils import logging
 
@@ -72,10 +99,7 @@ def prompt_tokens(tokenizer: Any, rendered: Rendered) -> list[int]:
         ConfigError: If messages are given and the tokenizer has no chat template, or the template refuses them.
     """
     if isinstance(rendered, str):
-        try:
-            ids = list(tokenizer(rendered)["input_ids"])
-        except (TypeError, UnicodeError) as e:  # what tokenizers raise on halves of surrogate pairs
-            raise ConfigError("the text is not valid Unicode") from e
+        ids = _text_tokens(tokenizer, rendered)
         return ids[:-1] if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id else ids
     if not tokenizer.chat_template:
         raise ConfigError(
@@ -92,6 +116,18 @@ def prompt_tokens(tokenizer: Any, rendered: Rendered) -> list[int]:
         return _apply_template(tokenizer, [merged, *turns[2:]])
     except Exception as e:
         raise ConfigError(f"the chat template refuses the messages: {e}") from e
+
+
+def source_tokens(tokenizer: Any, rendered: Rendered) -> list[int]:
+    """Return the tokens that the encoder of an encoder-decoder model reads: a text with all that is put around it."""
+    return _text_tokens(tokenizer, rendered) if isinstance(rendered, str) else prompt_tokens(tokenizer, rendered)
+
+
+def _text_tokens(tokenizer: Any, text: str) -> list[int]:
+    try:
+        return list(tokenizer(text)["input_ids"])
+    except (TypeError, UnicodeError) as e:  # what tokenizers raise on halves of surrogate pairs
+        raise ConfigError("the text is not valid Unicode") from e
 
 
 def _apply_template(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:

@@ -17,11 +17,13 @@ from oirl.language_models import (
     end_tokens,
     finish_text,
     folder_fingerprint,
-    load_language_model,
+    load_text_model,
     load_tokenizer,
     padding_id,
     prompt_tokens,
     response_tokens,
+    source_tokens,
+    start_token,
     token_limit,
 )
 
@@ -37,7 +39,7 @@ class _Row(NamedTuple):
 
 
 class TransformersEngine(Engine):
-    """Generate with transformers, in batches of like length padded on the left.
+    """Generate with transformers: causal and encoder-decoder models, in batches of like length.
 
     A response depends on its request and its seed, not on what else stands in the batch, but for the rounding of
     floating-point sums. The model's own generation settings (top-k, penalties, …) are not used: what is drawn from is
@@ -95,6 +97,7 @@ class TransformersEngine(Engine):
         self._static = static_cache
         self._limit = token_limit(self._model, self._tokenizer)
         self._ends = end_tokens(self._model, self._tokenizer)
+        self._start = start_token(self._model)
 
     def describe(self) -> dict[str, Any]:
         """Return engine, version, model, type of numbers and device, and a hash of the weights of a local folder."""
@@ -117,7 +120,7 @@ class TransformersEngine(Engine):
 
     def tokens(self, rendered: Rendered) -> list[int]:
         """Return the tokens that the model reads of a rendered text."""
-        return prompt_tokens(self._tokenizer, rendered)
+        return (prompt_tokens if self._start is None else source_tokens)(self._tokenizer, rendered)
 
     def response_tokens(self, text: str, *, ended: bool) -> list[int]:
         """Return the tokens of a response's text, with the end-of-text token if the model has ended it."""
@@ -186,6 +189,8 @@ class TransformersEngine(Engine):
         except OirlError as e:
             return str(e)
         room = min(self._limit - len(ids), sampling.max_tokens)
+        if self._start is not None and room >= 0:  # the response has a decoder to itself
+            room = min(self._limit, sampling.max_tokens)
         if not ids:
             return "the rendered text has no tokens"
         if room < 1:
@@ -225,8 +230,15 @@ class TransformersEngine(Engine):
 
         began = time.perf_counter()
         fill, room, width = padding_id(self._tokenizer), batch[0].room, len(batch[0].ids)
-        ids = torch.tensor([[fill] * (width - len(row.ids)) + row.ids for row in batch], device=self._model.device)
-        mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in batch], device=ids.device)
+        gaps = [width - len(row.ids) for row in batch]
+        texts, ones = [row.ids for row in batch], [[1] * len(row.ids) for row in batch]
+        if self._start is None:
+            padded = [[fill] * gap + text for gap, text in zip(gaps, texts, strict=True)]
+            marks = [[0] * gap + one for gap, one in zip(gaps, ones, strict=True)]
+        else:  # the encoder may count positions from the left, and its decoder starts with one token
+            padded = [text + [fill] * gap for gap, text in zip(gaps, texts, strict=True)]
+            marks, width = [one + [0] * gap for gap, one in zip(gaps, ones, strict=True)], 1
+        ids, mask = (torch.tensor(rows, device=self._model.device) for rows in (padded, marks))
         draws = RowDraws(
             [row.seed for row in batch], room, sampling.temperature, sampling.top_p, sampling.top_k, raw=self._raw
         )
@@ -235,6 +247,7 @@ class TransformersEngine(Engine):
             do_sample=False,
             eos_token_id=self._ends or None,
             pad_token_id=fill,
+            decoder_start_token_id=self._start,
             cache_implementation="static" if self._static else None,
         )
         stops = [StopTexts(self._tokenizer, sampling.stop, width)] if sampling.stop else []
@@ -285,21 +298,32 @@ class TransformersEngine(Engine):
     def _forward(self, pairs: list[tuple[Sequence[int], Sequence[int]]], sampling: Sampling) -> list[list[float]]:
         import torch
 
-        rows = [[*prompt, *tokens] for prompt, tokens in pairs]
-        width = max(map(len, rows))
-        fill = padding_id(self._tokenizer)
-        ids = torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=self._model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=ids.device)
+        rows = [[*prompt, *tokens] if self._start is None else [self._start, *tokens] for prompt, tokens in pairs]
+        before = [len(prompt) if self._start is None else 1 for prompt, _ in pairs]
+        ids, mask = self._padded(rows)
+        given = {"input_ids": ids, "attention_mask": mask}
+        if self._start is not None:
+            sources, marks = self._padded([list(prompt) for prompt, _ in pairs])
+            given = {"input_ids": sources, "attention_mask": marks, "decoder_input_ids": ids}
         with torch.inference_mode(), _own_settings(self._model):
-            logits = self._model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+            logits = self._model(**given).logits[:, :-1].float()
             if sampling.temperature:  # greedy tokens are told as those of the model
                 how = sampling.temperature, sampling.top_p, sampling.top_k
                 logits = sampling_logprobs(logits.flatten(0, 1), *how).view(logits.shape)
             found = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(dim=-1)
         return [
-            found[i, len(prompt) - 1 : len(prompt) - 1 + len(tokens)].tolist()
-            for i, (prompt, tokens) in enumerate(pairs)
+            found[i, start - 1 : start - 1 + len(tokens)].tolist()
+            for i, (start, (_, tokens)) in enumerate(zip(before, pairs, strict=True))
         ]
+
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[Any, Any]:
+        """Return (ids, mask), padded on the right; 1 = a token."""
+        import torch
+
+        width, fill = max(map(len, rows)), padding_id(self._tokenizer)
+        ids = [row + [fill] * (width - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+        return torch.tensor(ids, device=self._model.device), torch.tensor(mask, device=self._model.device)
 
 
 def _load(name: str, adapter: str | None, device: str | None, dtype: str) -> tuple[Any, Any]:
@@ -308,7 +332,7 @@ def _load(name: str, adapter: str | None, device: str | None, dtype: str) -> tup
 
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype = {dtype!r}; allowed: auto, float32, bfloat16, float16")
-    model, tokenizer = load_language_model(name, dtype=dtype), load_tokenizer(name)
+    model, tokenizer = load_text_model(name, dtype=dtype), load_tokenizer(name)
     if adapter is not None:
         model = _put_on(model, adapter)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")

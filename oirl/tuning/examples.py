@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from oirl.errors import ConfigError
-from oirl.language_models import Rendered, prompt_tokens, response_tokens
+from oirl.language_models import Rendered, response_tokens
 from oirl.logs.rendering import messages, render
 from oirl.tuning.relabelling import suboutput_starts
 from oirl.tuning.rollouts import Rollout
+
+if TYPE_CHECKING:
+    from oirl.tuning.policy import Policy
 
 _GROUPED_BATCHES = 50
 
@@ -43,18 +46,16 @@ class Encoder:
     """Turns rollouts into examples for a model; what cannot be learned from is counted, not cut.
 
     Args:
-        tokenizer: The model's.
-        ends: The tokens at which the model ends a response.
-        limit: The most tokens of an example.
+        policy: The model and its tokenizer.
         keep_unfinished: Whether to learn from responses that were cut off, without an end.
 
     Attributes:
         left_out: Reason -> rollouts that there is no example of.
     """
 
-    def __init__(self, tokenizer: Any, ends: Sequence[int], limit: int, *, keep_unfinished: bool = False) -> None:
+    def __init__(self, policy: Policy, *, keep_unfinished: bool = False) -> None:
         self.left_out: Counter[str] = Counter()
-        self._tokenizer, self._ends, self._limit, self._keep = tokenizer, ends, limit, keep_unfinished
+        self._policy, self._keep = policy, keep_unfinished
         self._known: dict[tuple[str, str], list[int] | None] = {}
 
     def example(self, rollout: Rollout, template: str, others: Sequence[str] = ()) -> Example | None:
@@ -75,8 +76,10 @@ class Encoder:
         if not response or not all(known):
             self.left_out["no tokens"] += 1
             return None
-        if max(map(len, known)) + len(response) > self._limit:
-            self.left_out[f"more than {self._limit:,} tokens"] += 1
+        asked, limit = max(map(len, known)), self._policy.limit
+        together = asked + len(response) if self._policy.start is None else max(asked, len(response))
+        if together > limit:
+            self.left_out[f"more than {limit:,} tokens"] += 1
             return None
         return Example(known[0], response, others=tuple(known[1:]))
 
@@ -84,16 +87,16 @@ class Encoder:
         """Return the tokens of a rendered query, None if the template cannot be filled."""
         key = (template, query)
         if key not in self._known:
-            fill = messages if self._tokenizer.chat_template else render
+            fill = messages if self._policy.tokenizer.chat_template else render
             rendered: Rendered | None = fill(template, query)
-            self._known[key] = None if rendered is None else prompt_tokens(self._tokenizer, rendered)
+            self._known[key] = None if rendered is None else self._policy.tokens(rendered)
         return self._known[key]
 
     def response(self, rollout: Rollout) -> list[int]:
         """Return the tokens of a response: those that were drawn, or those of its text."""
         if rollout.token_ids is not None:
             return list(rollout.token_ids)
-        return response_tokens(self._tokenizer, self._ends, rollout.response, ended=rollout.finished)
+        return response_tokens(self._policy.tokenizer, self._policy.ends, rollout.response, ended=rollout.finished)
 
     def check_apart(self, templates: Sequence[str]) -> None:
         """Refuse templates that the tokenizer reads as the same tokens: nothing could be learned of their difference.

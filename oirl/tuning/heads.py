@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from oirl.language_models import is_encoder_decoder
 from oirl.tuning.losses import negative_entropy, supervised_loss, token_logprobs
 
 _CHUNK = 1 << 25
 _TOLERANCE = 1e-3
+_READ = ("input_ids", "attention_mask", "decoder_input_ids")
 
 
 class Terms(NamedTuple):
@@ -38,15 +40,19 @@ def token_terms(
     gradient. Padding stands on the right, where a causal model does not look, so that no attention mask is needed.
 
     Args:
-        model: A causal language model, wrapped for several devices or not.
-        inputs: `input_ids` (r, t); `row`, `column` and `target` (m,); `first`, the least column.
+        model: A language model, wrapped for several devices or not.
+        inputs: `input_ids` (r, t), of an encoder-decoder model with `attention_mask` and `decoder_input_ids`; `row`,
+            `column` and `target` (m,); `first`, the least column.
         label_smoothing: ε of the supervised loss.
         entropy: Whether the entropy is wanted.
         whole: Whether to take the model's logits as they come out of it, all at once (see `head_is_all`).
     """
-    ids, row, column, target = (inputs[name] for name in ("input_ids", "row", "column", "target"))
-    kept = ids.shape[1] - inputs["first"]
-    places = row, column - inputs["first"]
+    row, column, target = (inputs[name] for name in ("row", "column", "target"))
+    given = {name: inputs[name] for name in _READ if name in inputs}
+    places = row, column
+    if "decoder_input_ids" not in inputs:
+        given["logits_to_keep"] = inputs["input_ids"].shape[1] - inputs["first"]
+        places = row, column - inputs["first"]
 
     def of_logits(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         told = token_logprobs(logits, wanted)
@@ -55,7 +61,7 @@ def token_terms(
         return torch.stack([told, supervised, broad])
 
     if whole:
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
+        logits = model(**given, use_cache=False).logits
         return Terms(*of_logits(logits[places], target))
 
     def of_states(head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
@@ -71,7 +77,7 @@ def token_terms(
         return torch.cat([checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts], dim=1)
 
     with _head_replaced(_causal(model), of_states):
-        return Terms(*model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits)
+        return Terms(*model(**given, use_cache=False).logits)
 
 
 def head_is_all(model: Any) -> bool:
@@ -83,6 +89,8 @@ def head_is_all(model: Any) -> bool:
     ids = torch.arange(1, 9, device=device)[None] % causal.config.get_text_config().vocab_size
     place = {"row": torch.zeros(7, dtype=torch.long, device=device), "column": torch.arange(7, device=device)}
     inputs = {"input_ids": ids, **place, "target": ids[0, 1:], "first": 0}
+    if is_encoder_decoder(causal.config):
+        inputs |= {"attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
     modes = [(module, module.training) for module in causal.modules()]
     causal.eval()
     try:

@@ -14,14 +14,23 @@ from oirl.engines.opening import open_engine
 from oirl.engines.parity import THRESHOLDS
 from oirl.engines.transformers_engine import TransformersEngine
 from oirl.errors import ConfigError, require
-from oirl.language_models import end_tokens, load_language_model, load_tokenizer, token_limit
+from oirl.language_models import (
+    Rendered,
+    end_tokens,
+    load_text_model,
+    load_tokenizer,
+    prompt_tokens,
+    source_tokens,
+    start_token,
+    token_limit,
+)
 from oirl.tuning.settings import Settings
 
 SHARED = "transformers"
 
 
 class Policy:
-    """A causal language model to be tuned; weights are float32, whatever they are computed in.
+    """A causal or encoder-decoder language model to be tuned; weights are float32, whatever they are computed in.
 
     Args:
         settings: Names the model and its adapters.
@@ -30,6 +39,7 @@ class Policy:
         model: The model, on its device; with LoRA, PEFT's around it.
         tokenizer: Its tokenizer.
         ends: Tokens at which it ends a response.
+        start: The token that a response starts after in the decoder of an encoder-decoder model; None of a causal one.
         limit: The most tokens of an example.
 
     Raises:
@@ -44,8 +54,9 @@ class Policy:
         self._name = settings.model
         self.tokenizer = load_tokenizer(settings.model)
         torch.manual_seed(settings.seed)
-        model = load_language_model(settings.model, dtype="float32")
-        if "logits_to_keep" not in _forward_parameters(model):
+        model = load_text_model(settings.model, dtype="float32")
+        self.start = start_token(model)
+        if self.start is None and "logits_to_keep" not in _forward_parameters(model):
             raise ConfigError(f"models of the kind {type(model).__name__} cannot be tuned: they take no logits_to_keep")
         self.ends, self.limit = (
             end_tokens(model, self.tokenizer),
@@ -59,6 +70,10 @@ class Policy:
         self._device = PartialState().device
         self.model = model.to(self._device)
 
+    def tokens(self, rendered: Rendered) -> list[int]:
+        """Return the tokens that the model reads of a rendered text before it responds."""
+        return (prompt_tokens if self.start is None else source_tokens)(self.tokenizer, rendered)
+
     def engine(self) -> TransformersEngine:
         """Return an engine that draws from the policy as it is at the time."""
         return TransformersEngine(self.model, self.tokenizer)
@@ -70,7 +85,7 @@ class Policy:
             with self.model.disable_adapter():
                 yield self.engine()
             return
-        model = load_language_model(self._name, dtype="float32").to(self._device)
+        model = load_text_model(self._name, dtype="float32").to(self._device)
         yield TransformersEngine(model, self.tokenizer)
 
     def computing(self) -> AbstractContextManager[Any]:
@@ -90,7 +105,7 @@ class Policy:
 
             set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"))
             return
-        other = load_language_model(str(folder), dtype="float32")
+        other = load_text_model(str(folder), dtype="float32")
         self.model.load_state_dict(other.state_dict())
 
     def send(self, engine: Engine, prompts: Sequence[Sequence[int]]) -> None:
@@ -143,6 +158,7 @@ def _with_adapters(model: Any, settings: Settings) -> Any:
     require("peft", "tune", "lora_rank above 0")
     from peft import LoraConfig, get_peft_model
 
+    kind = "CAUSAL_LM" if start_token(model) is None else "SEQ_2_SEQ_LM"
     alpha = settings.lora_alpha or 2 * settings.lora_rank
-    config = LoraConfig(r=settings.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=settings.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type=kind)
     return get_peft_model(model, config)

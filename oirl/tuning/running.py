@@ -101,7 +101,7 @@ class _Run:
         from oirl.tuning.examples import Encoder
 
         unfinished = isinstance(self._how, Hir)  # a response without an end says something of its instruction too
-        return Encoder(policy.tokenizer, policy.ends, policy.limit, keep_unfinished=unfinished)
+        return Encoder(policy, keep_unfinished=unfinished)
 
     def _check_texts(self) -> None:
         for template in self._prompts.values():
@@ -164,6 +164,7 @@ class _Run:
             folder,
             seed=derive_seed(how.seed, "updates", iteration),
             fill=padding_id(policy.tokenizer),
+            start=policy.start,
             emit=lambda step, values, speed: self._tell("update", iteration, step, values, tokens_per_s=speed),
             evaluate=lambda step: self._validate(validation, iteration, step),
         )

@@ -62,7 +62,7 @@ class Sums(NamedTuple):
     read: torch.Tensor
 
 
-def collate(examples: Sequence[Example], fill: int, contrastive: str) -> dict[str, Any]:
+def collate(examples: Sequence[Example], fill: int, contrastive: str, start: int | None = None) -> dict[str, Any]:
     """Return a micro-batch, padded on the right.
 
     Returns:
@@ -71,26 +71,32 @@ def collate(examples: Sequence[Example], fill: int, contrastive: str) -> dict[st
         first, `own` of them. `first`: the least column. `read`: tokens that are no padding. `labels` (n, t): targets
         of the examples, from which
         the Trainer counts the tokens of an update. `output` and `candidate` (r,): the example whose output a row
-        holds, and the place of its context among the `candidates` held against each other.
+        holds, and the place of its context among the `candidates` held against each other. With `start`, the token that
+        responses start after in the decoder of an encoder-decoder model, `input_ids` are the contexts, with their
+        `attention_mask`, and `decoder_input_ids` the responses behind that token.
     """
     rows = [(e.context, e, i, i if contrastive == "batch" else 0) for i, e in enumerate(examples)]
     if contrastive == "opposite":
         rows += [(c, e, i, k) for i, e in enumerate(examples) for k, c in enumerate(e.others, 1)]
     elif contrastive == "batch":
         rows += [(o.context, e, i, k) for i, e in enumerate(examples) for k, o in enumerate(examples) if k != i]
-    width = max(len(context) + len(e.response) for context, e, _, _ in rows)
-    ids = torch.full((len(rows), width), fill, dtype=torch.long)
-    labels = torch.full((len(examples), width), IGNORED, dtype=torch.long)
+    before = [context if start is None else [start] for context, _, _, _ in rows]
+    ids = _padded([[*head, *e.response] for head, (_, e, _, _) in zip(before, rows, strict=True)], fill)
+    labels = torch.full((len(examples), ids.shape[1]), IGNORED, dtype=torch.long)
     places: list[torch.Tensor] = []
-    for r, (context, example, _, _) in enumerate(rows):
-        start, end = len(context) + example.given, len(context) + len(example.response)
-        ids[r, :end] = torch.tensor([*context, *example.response])
+    for r, (head, (_, example, _, _)) in enumerate(zip(before, rows, strict=True)):
+        first, end = len(head) + example.given, len(head) + len(example.response)
         if r < len(examples):
-            labels[r, start:end] = ids[r, start:end]
-        places.append(torch.stack([torch.full((end - start,), r), torch.arange(start - 1, end - 1)]))
+            labels[r, first:end] = ids[r, first:end]
+        places.append(torch.stack([torch.full((end - first,), r), torch.arange(first - 1, end - 1)]))
     row, column = torch.cat(places, dim=1)
+    given = {"input_ids": ids}
+    if start is not None:
+        sources = [context for context, _, _, _ in rows]
+        mask = _padded([[1] * len(context) for context in sources], 0)
+        given = {"input_ids": _padded(sources, fill), "attention_mask": mask, "decoder_input_ids": ids}
     return {
-        "input_ids": ids,
+        **given,
         "labels": labels,
         "row": row,
         "column": column,
@@ -102,6 +108,11 @@ def collate(examples: Sequence[Example], fill: int, contrastive: str) -> dict[st
         "candidates": max(k for _, _, _, k in rows) + 1,
         "read": sum(len(context) + len(e.response) for context, e, _, _ in rows),
     }
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
 
 def loss_sums(model: Any, inputs: Mapping[str, Any], objective: Objective, *, whole_logits: bool = False) -> Sums:
@@ -142,13 +153,14 @@ class UpdateTrainer(Trainer):
     """transformers' Trainer for one iteration of supervised updates.
 
     Args:
-        model: A causal language model, with adapters or without.
+        model: The language model, with adapters or without.
         examples: What to learn from.
         objective: The loss.
         settings: How to train.
         folder: For checkpoints.
         seed: For the order and for dropout.
         fill: Id to pad with.
+        start: See `collate`.
         emit: Called with (updates of this iteration, metrics, tokens a second) every `log_every` updates.
         evaluate: Called with the updates of this iteration at `evaluate_every`, or at the ends of epochs.
     """
@@ -163,10 +175,12 @@ class UpdateTrainer(Trainer):
         *,
         seed: int,
         fill: int,
+        start: int | None = None,
         emit: Callable[[int, dict[str, float], float], None],
         evaluate: Callable[[int], None],
     ) -> None:
-        self._examples, self._objective, self._settings, self._fill = examples, objective, settings, fill
+        self._examples, self._objective, self._settings = examples, objective, settings
+        self._fill, self._start = fill, start
         self._emit, self._seed, self._since = emit, seed, time.perf_counter()
         self._whole_logits = not head_is_all(model)
         arguments = _arguments(settings, folder, seed, len(examples))
@@ -185,7 +199,7 @@ class UpdateTrainer(Trainer):
         return DataLoader(
             self._examples,
             batch_sampler=_Batches(order[self.args.process_index :: devices]),
-            collate_fn=lambda rows: collate(rows, self._fill, self._objective.contrastive),
+            collate_fn=lambda rows: collate(rows, self._fill, self._objective.contrastive, self._start),
             pin_memory=torch.cuda.is_available(),
         )
 

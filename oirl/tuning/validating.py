@@ -98,7 +98,8 @@ class Validation:
         model, whole = self._policy.model, not head_is_all(self._policy.model)
         with torch.no_grad(), _evaluating(model), self._policy.computing():
             for start in range(0, len(order), _AT_A_TIME):
-                batch = collate([self._examples[i] for i in order[start : start + _AT_A_TIME]], fill, "none")
+                rows = [self._examples[i] for i in order[start : start + _AT_A_TIME]]
+                batch = collate(rows, fill, "none", self._policy.start)
                 moved = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
                 sums = loss_sums(model, moved, Objective(), whole_logits=whole)
                 total, tokens = total + float(sums.supervised), tokens + float(sums.tokens)
