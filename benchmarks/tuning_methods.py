@@ -111,7 +111,7 @@ def length_reward(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
          "reward": "tuning_methods:words", "grade": "numeric", "iterations": 5, "samples": 8, "temperature": 1.0,
          "updates": 40, "batch": 32, "micro_batch": 32, "learning_rate": 3e-4, "held_out": 0.0, "max_tokens": 64},
     )  # fmt: skip
-    shown = ("reward", "success", "words", "distinct_2", "policy_entropy", "cut_off")
+    shown = ("reward", "success", "words", "distinct_2", "surprise", "cut_off")
     return [{name: row[name] for name in shown} for row in report.iterations]
 
 

@@ -48,12 +48,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_of_tuning_run(folder: Path) -> None:
     (block,) = re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL)
     commands = block.strip().splitlines()
-    assert [shlex.split(c)[1] for c in commands] == "import split fit tune generate generate audit fit evaluate".split()
+    names = "import split fit tune generate generate audit split fit evaluate"
+    assert [shlex.split(command)[1] for command in commands] == names.split()
     for command in commands:
         done = run_oirl(*shlex.split(command)[1:], cwd=folder)
         assert done.returncode == 0, f"{command}: {done.stderr}"
     assert "after" in run_oirl("audit", "both", cwd=folder).stdout
-    evaluated = json.loads(run_oirl("evaluate", "choice", "both", "--json", cwd=folder).stdout)
+    evaluated = json.loads(run_oirl("evaluate", "choice", "halves/test.parquet", "--json", cwd=folder).stdout)
     assert {"best_prompt", "selector", "random"} <= set(evaluated["policies"])
 
 

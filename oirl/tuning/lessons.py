@@ -171,7 +171,7 @@ def make_relabelling(entries: dict[str, Any]) -> Relabelling:
     if isinstance(found, type):
         try:
             made: Relabelling = create("relabellings", name, params)
-        except TypeError as e:
+        except (TypeError, AttributeError) as e:
             raise ConfigError(f"the relabelling {name!r}: {e}") from e
     else:
         instructions = params.get("instructions")
@@ -198,8 +198,8 @@ def _figures(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "success": sum(known) / len(known) if known else None,
         "cut_off": sum(not r.finished for r in rollouts) / len(rollouts),
     }
-    if drawn:  # the mean of −log π over draws is an unbiased estimate of the entropy of the next token
-        found |= {"tokens": len(drawn), "policy_entropy": -sum(drawn) / len(drawn)}
+    if drawn:  # of draws at temperature 1 the mean of −log π estimates the entropy of the next token
+        found |= {"tokens": len(drawn), "surprise": -sum(drawn) / len(drawn)}
     shown = variety([r.response for r in rollouts])
     return found | {name: None if math.isnan(value) else value for name, value in shown.items()}
 

@@ -27,6 +27,7 @@ from oirl.language_models import (
 from oirl.tuning.settings import Settings
 
 SHARED = "transformers"
+_SHARED_PARAMS = {"batch_size", "static_cache"}
 
 
 class Policy:
@@ -52,16 +53,23 @@ class Policy:
         from accelerate import PartialState
 
         self._name = settings.model
+        if (Path(settings.model) / "adapter_config.json").is_file():
+            raise ConfigError(
+                f"{settings.model} holds adapters, not a model; merge them into their base first (PEFT: "
+                "merge_and_unload, save_pretrained), or tune the base"
+            )
+        if settings.bf16 and not torch.cuda.is_available():
+            raise ConfigError("bf16 needs a GPU, and there is none; leave it out")
         self.tokenizer = load_tokenizer(settings.model)
         torch.manual_seed(settings.seed)
         model = load_text_model(settings.model, dtype="float32")
         self.start = start_token(model)
         if self.start is None and "logits_to_keep" not in _forward_parameters(model):
             raise ConfigError(f"models of the kind {type(model).__name__} cannot be tuned: they take no logits_to_keep")
-        self.ends, self.limit = (
-            end_tokens(model, self.tokenizer),
-            token_limit(model, self.tokenizer, settings.max_length),
-        )
+        self.ends = end_tokens(model, self.tokenizer)
+        if not self.ends:
+            raise ConfigError(f"{settings.model} has no token that ends a response (eos_token_id): it would never stop")
+        self.limit = token_limit(model, self.tokenizer, settings.max_length)
         self.lora = bool(settings.lora_rank)
         if self.lora:
             model = _with_adapters(model, settings)
@@ -129,17 +137,30 @@ class Policy:
         return Probe(prompts, tokens, logprobs, THRESHOLDS[kind])
 
 
-def open_sampler(policy: Policy, name: str, model: str, params: dict[str, Any]) -> Engine:
+def open_sampler(policy: Policy, name: str, model: str, params: dict[str, Any], *, updated: bool) -> Engine:
     """Return the engine that rollouts are drawn with: one that shares the policy's weights, or one of its own.
 
+    Args:
+        policy: What is tuned.
+        name: Of the engine.
+        model: What the engine calls the initial model.
+        params: Of the engine.
+        updated: Whether it will be sent new weights.
+
     Raises:
-        ConfigError: If the engine cannot take new weights.
+        ConfigError: If it does not know a parameter, or cannot take new weights.
     """
     if name == SHARED:
-        if params:
-            return TransformersEngine(policy.model, policy.tokenizer, **params)
-        return policy.engine()
-    return open_engine(name, model, params)
+        if strange := set(params) - _SHARED_PARAMS:
+            raise ConfigError(
+                f"engine_params: {min(strange)!r} is not for the engine that shares the policy; allowed: "
+                f"{', '.join(sorted(_SHARED_PARAMS))}"
+            )
+        return TransformersEngine(policy.model, policy.tokenizer, **params)
+    engine = open_engine(name, model, params)
+    if updated and type(engine)._load_weights is Engine._load_weights:
+        raise ConfigError(f"the engine {name!r} cannot take new weights, which every iteration after the first needs")
+    return engine
 
 
 def _plain_weights(model: Any) -> Iterable[tuple[str, Any]]:

@@ -170,7 +170,10 @@ class ByFunction:
         Raises:
             ConfigError: If it gives an instruction that is not one of those named.
         """
-        found = [self._function(outcome) for outcome in outcomes]
+        try:
+            found = [self._function(outcome) for outcome in outcomes]
+        except Exception as e:  # a function of the user's raises what it likes
+            raise ConfigError(f"the relabelling function failed: {type(e).__name__}: {e}") from e
         for text in found:
             if text is not None and text not in self.instructions:
                 raise ConfigError(f"the relabelling gave {text!r}, which is none of its instructions")

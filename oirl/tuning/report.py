@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from oirl.statistics.intervals import paired_interval
+import numpy as np
+
+from oirl.statistics.intervals import normal_interval, paired_interval
 
 
 @dataclass(slots=True)
@@ -54,24 +56,37 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], *, b
     after = max(measured[1:], key=value) if best else measured[-1]
     report.before, report.after = _shown(measured[0]), _shown(after)
     report.kept = {"iteration": after["iteration"], "step": after["step"]}
-    right = next((name for name in measured[0] if name.startswith("right_")), None)
-    if right is not None:
-        report.after |= gain_of(measured[0][right], after[right])
+    if "right" in after:
+        report.after |= gain_of(measured[0]["right"], after["right"], measured[0]["groups"])
     if best and len(measured) > 2:
         report.warnings.append(
-            f"the result is the best of {len(measured)} validations, so its figures there are too good; measure it on "
-            "other queries with `oirl generate` and `oirl evaluate`"
+            f"the result is the best of {len(measured) - 1} validations, so its figures and gain there are too good; "
+            "measure it on other queries with `oirl generate` and `oirl audit`"
         )
-    if report.after.get("gain_ci_low", 1.0) <= 0:
+    low, high = report.after.get("gain_ci_low"), report.after.get("gain_ci_high")
+    if high is not None and high < 0:
+        report.warnings.append("the result is worse than the initial model on the held-out queries")
+    elif low is not None and low <= 0:
         report.warnings.append("the result is not shown to be better than the initial model: 0 lies in the interval")
+    elif low is None and after["loss"] >= measured[0]["loss"]:
+        report.warnings.append("the loss of held-out responses has not fallen: nothing is shown to be gained")
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if not k.startswith("right_") and k not in ("kind", "iteration", "step")}
+    return {k: v for k, v in row.items() if k not in ("right", "groups", "kind", "iteration", "step")}
 
 
-def gain_of(before: Sequence[int], after: Sequence[int]) -> dict[str, float]:
-    """Return the paired gain in success on the same queries, with its 95% interval."""
+def gain_of(before: Sequence[int], after: Sequence[int], groups: Sequence[int]) -> dict[str, float]:
+    """Return the paired gain in success on the same queries, with its 95% interval.
+
+    Args:
+        before: Verdicts, 0 or 1, (n,).
+        after: The same of the same queries.
+        groups: Near duplicates of each query have its number; where there are some, errors are clustered by it.
+    """
     pairs = list(zip(before, after, strict=True))
     gain, low, high = paired_interval(pairs.count((0, 1)), pairs.count((1, 0)), len(pairs))
+    if len(set(groups)) < len(groups):
+        ends = normal_interval(np.array(after, dtype=np.float64) - np.array(before), np.array(groups))
+        low, high = min(low, float(ends[0])), max(high, float(ends[1]))
     return {"gain": float(gain), "gain_ci_low": float(low), "gain_ci_high": float(high)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,11 @@ def sample_rollouts(
         )
 
 
-def read_rollouts(folder: Path, base_prompt: str) -> list[Rollout]:
-    """Return what `sample_rollouts` has written; requests that failed are left out."""
+def read_rollouts(folder: Path, base_prompt: str) -> tuple[list[Rollout], Counter[str]]:
+    """Return what `sample_rollouts` has written, and why requests failed: reason -> count."""
     rows = read_log(folder).to_pylist()
-    return [_rollout(row, base_prompt, own=True) for row in rows if row["response"] is not None]
+    failed = Counter(f"failed: {_metadata(r['metadata']).get('error')}" for r in rows if r["response"] is None)
+    return [_rollout(row, base_prompt, own=True) for row in rows if row["response"] is not None], failed
 
 
 def _rollout(row: dict[str, Any], prompt: str, *, own: bool) -> Rollout:

@@ -68,7 +68,10 @@ class RunFolder:
 
     @property
     def _state(self) -> dict[str, int]:
-        return self._read(_STATE) or {"iterations_done": 0, "updates_done": 0}
+        found = self._read(_STATE) or {"iterations_done": 0, "updates_done": 0}
+        if not isinstance(found, dict) or set(found) != {"iterations_done", "updates_done"}:
+            raise ConfigError(f"{self.path / _STATE} is damaged; name another folder under `out`")
+        return found
 
     @property
     def weights(self) -> Path:
@@ -168,7 +171,13 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return all lines of metrics."""
-        return [json.loads(line) for line in (self.path / _METRICS).read_text(encoding="utf-8").splitlines()]
+        path, found = self.path / _METRICS, []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                found.append(json.loads(line))
+            except ValueError as e:
+                raise ConfigError(f"{path} is damaged: {e}; the result is in {self.path / _MODEL}") from e
+        return found
 
     def _read(self, name: str) -> Any:
         file = self.path / name

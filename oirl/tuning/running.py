@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +52,8 @@ def tune(
         TrainingError: If the loss is not a number any more.
     """
     how = settings if isinstance(settings, Settings) else make_settings(method, settings)
+    if how.method != method:
+        raise ConfigError(f"the settings are of {how.method}, not of {method}")
     data = Data(how)
     return _Run(how, data, progress).go()
 
@@ -64,11 +69,13 @@ class _Run:
         _check_processes(how, self._processes)
         self._iterations = how.iterations if isinstance(how, Sampled) else 1
         self._trained = list(data.prompts)
-        self._prompts = data.method.asked(asked_prompt(how, self._trained))
+        self._asked = asked_prompt(how, self._trained)
+        self._prompts = data.method.asked(self._asked)
         main = self._processes.is_main_process
         self._folder = RunFolder(Path(how.out), _identity(how, data), writes=main)
         self._processes.wait_for_everyone()
         self._updates = self._folder.updates_done
+        self._failed: Counter[str] = Counter()
 
     def go(self) -> TuneReport:
         if not self._folder.finished:
@@ -114,7 +121,7 @@ class _Run:
 
         how, data = self._how, self._data
         rng = np.random.default_rng(derive_seed(how.seed, "validation"))
-        queries = data.validation
+        queries = [q for q in data.validation if q.answer is not None]
         if len(queries) > how.validation_queries:
             queries = [queries[i] for i in sorted(rng.choice(len(queries), how.validation_queries, replace=False))]
         examples: list[Any] = []
@@ -125,7 +132,8 @@ class _Run:
             except DataError as e:
                 data.warnings.append(f"no loss of held-out responses: {e}")
         sampling = Sampling(how.max_tokens, how.validation_temperature, seed=derive_seed(how.seed, "validation"))
-        return Validation(policy, queries, self._prompts, data.checker, sampling, examples)
+        initial = {"prompt": self._asked}
+        return Validation(policy, queries, self._prompts, initial, data.groups, data.checker, sampling, examples)
 
     def _sampler(self, policy: Policy) -> Engine | None:
         how = self._how
@@ -133,7 +141,7 @@ class _Run:
             return None
         from oirl.tuning.policy import open_sampler
 
-        return open_sampler(policy, how.engine, how.model, how.engine_params)
+        return open_sampler(policy, how.engine, how.model, how.engine_params, updated=how.iterations > 1)
 
     def _checkpoint_step(self, iteration: int) -> int:
         from oirl.tuning.trainer import last_checkpoint
@@ -149,6 +157,7 @@ class _Run:
         chosen, figures = self._data.chosen or self._drawn(iteration, policy, sampler)
         rng = np.random.default_rng(derive_seed(how.seed, "suboutputs", iteration))
         self._encoder.left_out.clear()
+        self._encoder.left_out.update(self._failed)
         examples = make_examples(chosen, self._encoder, how, rng)
         figures = figures | {"examples": len(examples), "left_out": dict(self._encoder.left_out)}
         self._tell("rollouts", iteration, 0, figures)
@@ -165,11 +174,14 @@ class _Run:
             seed=derive_seed(how.seed, "updates", iteration),
             fill=padding_id(policy.tokenizer),
             start=policy.start,
+            limit=policy.limit,
             emit=lambda step, values, speed: self._tell("update", iteration, step, values, tokens_per_s=speed),
             evaluate=lambda step: self._validate(validation, iteration, step),
         )
         checkpoint = last_checkpoint(folder)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        del trainer  # its optimizer would stay in memory while the next responses are drawn
+        gc.collect()
         self._updates += steps_of(how, len(examples))
         self._folder.finish_iteration(iteration + 1, self._updates, policy.save)
         self._processes.wait_for_everyone()
@@ -196,7 +208,7 @@ class _Run:
                 share=(self._processes.process_index, self._processes.num_processes),
             )
         self._processes.wait_for_everyone()
-        rollouts = read_rollouts(folder, how.prompt)
+        rollouts, self._failed = read_rollouts(folder, how.prompt)
         penalties = None
         if isinstance(how, Raft) and how.kl_coef:
             penalties = how.kl_coef * self._divergence(rollouts, policy)
@@ -209,9 +221,13 @@ class _Run:
         return np.array([sum(r.logprobs or ()) - sum(row) for r, row in zip(rollouts, scored, strict=True)])
 
     def _validate(self, validation: Validation, iteration: int, step: int) -> None:
+        from oirl.tuning.trainer import TrainingError
+
         if validation.measures is None:
             return
-        measured = validation.measure()
+        measured = validation.measure(initial=not iteration and not step)
+        if "loss" in measured and not math.isfinite(measured["loss"]):
+            raise TrainingError(f"the loss of held-out responses is {measured['loss']}; lower learning_rate")
         self._tell("validation", iteration, step, measured)
         if self._how.keep == "best" and (iteration or step):
             self._folder.keep_best(iteration, step, validation.value(measured), self._policy.save)

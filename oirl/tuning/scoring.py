@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from oirl.errors import ConfigError, DataError
+from oirl.logs.rendering import render
 from oirl.registry import load_attribute
 from oirl.tuning.rollouts import Rollout
 
@@ -47,7 +48,11 @@ def open_reward(name: str) -> Scorer:
 
 def _by_function(name: str, function: Callable[..., Any], rollouts: Sequence[Rollout]) -> np.ndarray:
     columns = {field: [getattr(r, field) for r in rollouts] for field in ("query", "answer", "correct")}
-    found = function(prompts=[r.prompt for r in rollouts], completions=[r.response for r in rollouts], **columns)
+    prompts = [render(r.prompt, r.query) or r.query for r in rollouts]
+    try:
+        found = function(prompts=prompts, completions=[r.response for r in rollouts], **columns)
+    except Exception as e:  # a function of the user's raises what it likes
+        raise DataError(f"the reward {name!r} failed: {type(e).__name__}: {e}") from e
     try:
         rewards = np.array([np.nan if value is None else float(value) for value in found], dtype=np.float64)
     except (TypeError, ValueError) as e:

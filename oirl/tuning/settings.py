@@ -86,7 +86,8 @@ class Settings(BaseModel):
     @field_validator("log", "report_to", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        found = (value,) if isinstance(value, str) else value
+        return () if found in (("none",), ["none"], None) else found
 
     @field_validator("*", mode="before")
     @classmethod

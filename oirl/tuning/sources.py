@@ -31,6 +31,7 @@ class Data:
         self.held_out_rollouts: list[Rollout] = []
         self.chosen: tuple[Chosen, dict[str, Any]] | None = None
         self.warnings: list[str] = []
+        self.groups: dict[str, int] = {}
         if how.log:
             table = train_rows(read_log(list(how.log)))
             self.fingerprint = table_fingerprint(table)
@@ -44,11 +45,10 @@ class Data:
             rollouts = []
         if not queries:
             raise DataError(f"{how.log or how.queries}: no response, or no query, to learn from")
+        self._check_answers(how, queries)
         out = self._held_out(how, queries)
         self.queries = [q for q in queries if q.query_id not in out]
         self.validation = [q for q in queries if q.query_id in out]
-        if how.grade and self.validation and all(q.answer is None for q in self.validation):
-            self.warnings.append(f"no query has an `answer`, so {how.grade} grades nothing")
         if how.log:
             self.rollouts = [r for r in rollouts if r.query_id not in out]
             self.held_out_rollouts = [r for r in rollouts if r.query_id in out]
@@ -56,12 +56,20 @@ class Data:
         counts = Counter(r.prompt for r in self.chosen[0].rollouts) if self.chosen else Counter([how.prompt])
         self.prompts = [prompt for prompt, _ in counts.most_common()]
 
+    def _check_answers(self, how: Settings, queries: Sequence[Query]) -> None:
+        if how.queries and how.grade and all(q.answer is None for q in queries):
+            told = f"{how.queries}: no query has an `answer`, so {how.grade} grades nothing"
+            if isinstance(how, Sampled) and how.reward == "verdict":
+                raise DataError(f"{told}, and no response gets a reward; give the queries answers")
+            self.warnings.append(told)
+
     def _held_out(self, how: Settings, queries: Sequence[Query]) -> set[str]:
         if not how.held_out:
             return set()
         grouping = group_queries([q.query for q in queries])
         mask = assign_test([q.query_id for q in queries], grouping.labels, how.held_out, how.seed)
         self.warnings += [text for text in [grouping.warning()] if text]
+        self.groups = dict(zip((q.query_id for q in queries), grouping.labels.tolist(), strict=True))
         return {q.query_id for q, held in zip(queries, mask, strict=True) if held}
 
 

@@ -62,7 +62,9 @@ class Sums(NamedTuple):
     read: torch.Tensor
 
 
-def collate(examples: Sequence[Example], fill: int, contrastive: str, start: int | None = None) -> dict[str, Any]:
+def collate(
+    examples: Sequence[Example], fill: int, contrastive: str, start: int | None = None, limit: int | None = None
+) -> dict[str, Any]:
     """Return a micro-batch, padded on the right.
 
     Returns:
@@ -73,13 +75,19 @@ def collate(examples: Sequence[Example], fill: int, contrastive: str, start: int
         the Trainer counts the tokens of an update. `output` and `candidate` (r,): the example whose output a row
         holds, and the place of its context among the `candidates` held against each other. With `start`, the token that
         responses start after in the decoder of an encoder-decoder model, `input_ids` are the contexts, with their
-        `attention_mask`, and `decoder_input_ids` the responses behind that token.
+        `attention_mask`, and `decoder_input_ids` the responses behind that token. Of a batch, an output
+        is not held against a context with which it has more than `limit` tokens.
     """
     rows = [(e.context, e, i, i if contrastive == "batch" else 0) for i, e in enumerate(examples)]
     if contrastive == "opposite":
         rows += [(c, e, i, k) for i, e in enumerate(examples) for k, c in enumerate(e.others, 1)]
     elif contrastive == "batch":
-        rows += [(o.context, e, i, k) for i, e in enumerate(examples) for k, o in enumerate(examples) if k != i]
+        rows += [
+            (o.context, e, i, k)
+            for i, e in enumerate(examples)
+            for k, o in enumerate(examples)
+            if k != i and (limit is None or start is not None or len(o.context) + len(e.response) <= limit)
+        ]
     before = [context if start is None else [start] for context, _, _, _ in rows]
     ids = _padded([[*head, *e.response] for head, (_, e, _, _) in zip(before, rows, strict=True)], fill)
     labels = torch.full((len(examples), ids.shape[1]), IGNORED, dtype=torch.long)
@@ -161,6 +169,7 @@ class UpdateTrainer(Trainer):
         seed: For the order and for dropout.
         fill: Id to pad with.
         start: See `collate`.
+        limit: See `collate`.
         emit: Called with (updates of this iteration, metrics, tokens a second) every `log_every` updates.
         evaluate: Called with the updates of this iteration at `evaluate_every`, or at the ends of epochs.
     """
@@ -176,11 +185,12 @@ class UpdateTrainer(Trainer):
         seed: int,
         fill: int,
         start: int | None = None,
+        limit: int | None = None,
         emit: Callable[[int, dict[str, float], float], None],
         evaluate: Callable[[int], None],
     ) -> None:
         self._examples, self._objective, self._settings = examples, objective, settings
-        self._fill, self._start = fill, start
+        self._fill, self._start, self._limit, self._rows = fill, start, limit, 0.0
         self._emit, self._seed, self._since = emit, seed, time.perf_counter()
         self._whole_logits = not head_is_all(model)
         arguments = _arguments(settings, folder, seed, len(examples))
@@ -199,9 +209,16 @@ class UpdateTrainer(Trainer):
         return DataLoader(
             self._examples,
             batch_sampler=_Batches(order[self.args.process_index :: devices]),
-            collate_fn=lambda rows: collate(rows, self._fill, self._objective.contrastive, self._start),
+            collate_fn=lambda rows: collate(rows, self._fill, self._objective.contrastive, self._start, self._limit),
             pin_memory=torch.cuda.is_available(),
         )
+
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
+        """Return the micro-batches of an update, and count its rows on all devices."""
+        found = super().get_batch_samples(*arguments, **named)
+        rows = torch.tensor(float(sum(len(batch["labels"]) for batch in found[0])), device=self.args.device)
+        self._rows = float(self.accelerator.reduce(rows, reduction="sum"))
+        return found
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -214,8 +231,8 @@ class UpdateTrainer(Trainer):
         # Each process takes its own share; gradients are averaged over processes.
         loss = loss * self.accelerator.num_processes
         if self._objective.contrastive != "none":
-            share = self._settings.batch / self.accelerator.num_processes
-            loss = loss + self._objective.contrastive_coef * sums.contrastive / share
+            rows = self._rows / self.accelerator.num_processes
+            loss = loss + self._objective.contrastive_coef * sums.contrastive / rows
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -229,7 +246,7 @@ class UpdateTrainer(Trainer):
         if self._objective.contrastive != "none":
             found["contrastive"] = float(totals.contrastive / totals.rows)
         if self._objective.entropy_coef:
-            found["policy_entropy"] = float(-totals.negative_entropy / totals.tokens)
+            found["entropy"] = float(-totals.negative_entropy / totals.tokens)
         if not math.isfinite(found["loss"]):
             raise TrainingError(
                 f"the loss is {found['loss']} after {self.state.global_step} updates; lower learning_rate (now "
@@ -249,11 +266,14 @@ class _Callback(TrainerCallback):
         every = settings.evaluate_every
         epochs = 1 if settings.updates else settings.epochs
         ends = {round(total * (e + 1) / epochs) for e in range(epochs)}
+        self._total = total
         self._at = (set(range(every, total + 1, every)) if every else ends) | {total}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step in self._at:
             self._evaluate(state.global_step)
+        if state.global_step == self._total:
+            control.should_log = True  # so that a loss that is no number is never left unseen
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:

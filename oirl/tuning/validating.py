@@ -31,6 +31,8 @@ class Validation:
         policy: What is measured.
         queries: Held-out queries.
         templates: Name -> template under which they are asked; the first is what counts.
+        initial: The same of the model before it is tuned: it knows the prompt, not what it will be trained on.
+        groups: Query id -> group of near duplicates, for intervals.
         checker: Grades responses; None if none are drawn.
         sampling: How they are drawn.
         examples: Held-out examples, for their loss.
@@ -41,12 +43,15 @@ class Validation:
         policy: Policy,
         queries: Sequence[Query],
         templates: Mapping[str, str],
+        initial: Mapping[str, str],
+        groups: Mapping[str, int],
         checker: Callable[[str, str], Any] | None,
         sampling: Sampling,
         examples: Sequence[Example],
     ) -> None:
         self._policy, self._templates, self._checker, self._sampling = policy, templates, checker, sampling
-        self._queries = [q for q in queries if q.answer is not None] if checker is not None else []
+        self._queries = list(queries) if checker is not None else []
+        self._initial, self._groups = initial, np.array([groups[q.query_id] for q in self._queries], dtype=np.int64)
         self._examples = examples
 
     @property
@@ -54,22 +59,25 @@ class Validation:
         """What tells the better policy: "success", "loss", or None if nothing is measured."""
         return "success" if self._queries else "loss" if self._examples else None
 
-    def measure(self) -> dict[str, Any]:
+    def measure(self, *, initial: bool = False) -> dict[str, Any]:
         """Return what is measured now.
 
         Returns:
-            `success` with `ci_low` and `ci_high`, and of each further template `success_NAME`, with `right_NAME` the
-            verdicts of all queries as 0 and 1; `loss`, nats a token, of held-out examples. What cannot be measured is
-            not there.
+            `success` under the first template with `ci_low` and `ci_high`, with `right` the verdicts of all queries as
+            0 and 1, and of the initial model their `groups`; of each template `success_NAME`; `loss`, nats a token, of
+            held-out examples. What cannot be measured is not there.
         """
         found: dict[str, Any] = {}
         if self._queries:
-            for i, (name, template) in enumerate(self._templates.items()):
+            templates = {**self._initial, **self._templates} if initial else self._templates
+            for i, (name, template) in enumerate(templates.items()):
                 right = self._right(template)
                 if i == 0:
-                    mean, low, high = success_interval(right)
-                    found |= {"success": mean, "ci_low": low, "ci_high": high}
-                found |= {f"success_{name}": float(right.mean()), f"right_{name}": right.astype(int).tolist()}
+                    mean, low, high = success_interval(right, self._groups)
+                    found |= {"success": mean, "ci_low": low, "ci_high": high, "right": right.astype(int).tolist()}
+                found[f"success_{name}"] = float(right.mean())
+            if initial:
+                found["groups"] = self._groups.tolist()
         if self._examples:
             found["loss"] = self._loss()
         return found
