@@ -288,8 +288,8 @@ def _check_processes(how: Settings, processes: Any) -> None:
             f"batch = {how.batch} is no multiple of micro_batch = {how.micro_batch} on each of "
             f"{processes.num_processes} devices"
         )
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and (how.queries or how.grade):
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ConfigError(
-            "a policy that is sharded over devices (FSDP) cannot draw responses: learn from a log, without `grade`, "
-            "and evaluate the result with `oirl generate`"
+            "a policy that is sharded over devices (FSDP) is not supported yet: start without it, so that each device "
+            "holds the model; adapters (lora_rank) need far less memory"
         )

@@ -495,3 +495,9 @@ def test_intervals_count_near_duplicates_once() -> None:
     assert together["gain"] == alone["gain"] == 0.5
     mixed = gain_of([0] * 12 + [1] * 24, [1] * 12 + [1] * 24, [i // 12 for i in range(36)])
     assert mixed["gain_ci_low"] < 0 < mixed["gain_ci_high"]  # one group of three has changed
+
+
+def test_a_sharded_policy_is_refused(log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="FSDP"):
+        run("sft", quick(tmp_path / "run", log=log))
