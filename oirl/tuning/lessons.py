@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,6 +157,14 @@ def make_examples(chosen: Chosen, encoder: Encoder, settings: Settings, rng: np.
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in encoder.left_out.most_common())
         raise DataError(f"none of {len(chosen.rollouts):,} chosen responses can be learned from: {reasons}")
     return examples
+
+
+def lesson_hash(examples: Sequence[Example]) -> str:
+    """Return a hash of all that examples hold, in their order."""
+    digest = blake2b(digest_size=16)
+    for example in examples:
+        digest.update(repr((example.context, example.response, example.given, example.others)).encode())
+    return digest.hexdigest()
 
 
 def make_relabelling(entries: dict[str, Any]) -> Relabelling:

@@ -13,6 +13,8 @@ from oirl.errors import ConfigError
 from oirl.logs.atomic import atomic_file, atomic_folder
 
 _RUN, _STATE, _METRICS, _VALUE, _MODEL = "run.json", "state.json", "metrics.jsonl", "value.json", "model"
+LESSON = "lesson"
+"""Name, among the metrics of rollouts, of a hash of what is learned from them."""
 # What a run needs while it goes on, and what is left where it was killed while it wrote.
 _PASSING = ("weights-*", "best-*", "checkpoints", "**/.*.tmp", "**/.*.old")
 
@@ -42,7 +44,7 @@ class RunFolder:
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, writes: bool = True) -> None:
         self.path, self._writes = path, writes
-        self._told: set[tuple[Any, ...]] = set()
+        self._told: dict[tuple[Any, ...], dict[str, Any]] = {}
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file; `out` names a folder")
         known = self._read(_RUN)
@@ -156,16 +158,26 @@ class RunFolder:
                 break
             if place[0] < iteration or (place[0] == iteration and place[1] <= step):
                 kept.append(line + "\n")
-                self._told.add(_key(row))
+                self._told[_key(row)] = row
         if self._writes:
             with atomic_file(path) as file:
                 file.write_text("".join(kept), encoding="utf-8")
 
     def tell(self, kind: str, iteration: int, step: int, values: Mapping[str, Any]) -> None:
-        """Append a line of metrics, once."""
+        """Append a line of metrics, once.
+
+        Raises:
+            ConfigError: If an earlier process has learned something else in this iteration.
+        """
         row = {"kind": kind, "iteration": iteration, "step": step, **values}
-        if self._writes and _key(row) not in self._told:
-            self._told.add(_key(row))
+        before = self._told.get(_key(row))
+        if before is not None and before.get(LESSON) != row.get(LESSON):
+            raise ConfigError(
+                f"{self.path}: what iteration {iteration} learns from is not what it was before the run was stopped: "
+                "the reward, the checker or the relabelling is another one; name another folder under `out`"
+            )
+        if self._writes and before is None:
+            self._told[_key(row)] = row
             with (self.path / _METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 

@@ -16,11 +16,11 @@ from oirl import __version__
 from oirl.engines.base import Engine, Sampling, derive_seed
 from oirl.errors import ConfigError, DataError
 from oirl.language_models import folder_fingerprint, write_trained_prompts
-from oirl.tuning.lessons import Chosen, make_examples
+from oirl.tuning.lessons import Chosen, lesson_hash, make_examples
 from oirl.tuning.report import TuneReport, compare_validations
 from oirl.tuning.reporting import Reporter
 from oirl.tuning.rollouts import Rollout, read_rollouts, sample_rollouts
-from oirl.tuning.run_folder import RunFolder
+from oirl.tuning.run_folder import LESSON, RunFolder
 from oirl.tuning.settings import Hir, Raft, Sampled, Settings, make_settings
 from oirl.tuning.sources import Data, asked_prompt
 
@@ -160,6 +160,7 @@ class _Run:
         self._encoder.left_out.update(self._failed)
         examples = make_examples(chosen, self._encoder, how, rng)
         figures = figures | {"examples": len(examples), "left_out": dict(self._encoder.left_out)}
+        figures[LESSON] = lesson_hash(examples)
         self._tell("rollouts", iteration, 0, figures)
         objective = Objective()
         if isinstance(how, Hir):
@@ -250,9 +251,9 @@ class _Run:
     def _report(self) -> TuneReport:
         lines = self._folder.metrics()
         report = TuneReport(self._how.method, self._how.out, str(self._folder.path / "model"), self._prompts)
-        report.iterations = [
-            {k: v for k, v in row.items() if k not in ("kind", "step")} for row in lines if row["kind"] == "rollouts"
-        ]
+        hidden = ("kind", "step", LESSON)
+        drawn = [row for row in lines if row["kind"] == "rollouts"]
+        report.iterations = [{k: v for k, v in row.items() if k not in hidden} for row in drawn]
         for row in report.iterations:
             for reason, count in row["left_out"].items():
                 report.left_out[reason] = report.left_out.get(reason, 0) + count

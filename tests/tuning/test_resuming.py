@@ -13,6 +13,7 @@ import pytest
 from small_runs import RELABEL, make_queries, quick, rows_of, write_queries, write_small_log
 
 import oirl
+from oirl.errors import ConfigError
 
 RUNS: dict[str, dict[str, Any]] = {
     "sft": {"epochs": 2, "evaluate_every": 5, "weight_decay": 0.1},
@@ -122,3 +123,30 @@ def test_a_finished_run_is_told_again_and_not_made_again(whole: dict[str, Path],
     assert told == []
     assert result(whole["sft"]) == before
     assert report.after["gain_ci_low"] <= report.after["gain"] <= report.after["gain_ci_high"]
+
+
+LONGER_IS_BETTER = True
+
+
+def by_length(prompts: Any, completions: list[str], **columns: Any) -> list[float]:
+    """Reward length, or, as another version of this function might, its opposite."""
+    return [float(len(text.split())) * (1 if LONGER_IS_BETTER else -1) for text in completions]
+
+
+def test_a_run_does_not_go_on_under_another_reward(tmp_path: Path, sources: dict[str, str], monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import test_resuming
+
+    settings = quick(tmp_path / "run", log=sources["log"], reward="test_resuming:by_length", epochs=2, save_every=2)
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["kind"] == "update":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        oirl.tune("raft", settings, progress=stop)
+    monkeypatch.setattr(test_resuming, "LONGER_IS_BETTER", False)
+    with pytest.raises(ConfigError, match="reward"):
+        oirl.tune("raft", settings)
+    monkeypatch.setattr(test_resuming, "LONGER_IS_BETTER", True)
+    assert oirl.tune("raft", settings).iterations[0]["examples"] > 0
