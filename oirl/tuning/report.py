@@ -44,21 +44,20 @@ class TuneReport:
         return asdict(self)
 
 
-def compare_validations(report: TuneReport, measured: list[dict[str, Any]], *, best: bool) -> None:
+def compare_validations(report: TuneReport, measured: list[dict[str, Any]], kept: dict[str, Any] | None = None) -> None:
     """Fill in what validations say: the initial model against the result, paired by query.
 
     Args:
         report: To be filled.
         measured: The validations in order, the first of the initial model.
-        best: Whether the result is the best of them, else the last.
+        kept: That of the result, the best; the last where None.
     """
-    value = (lambda row: row["success"]) if "success" in measured[0] else lambda row: -row["loss"]
-    after = max(measured[1:], key=value) if best else measured[-1]
+    after = measured[-1] if kept is None else kept
     report.before, report.after = _shown(measured[0]), _shown(after)
     report.kept = {"iteration": after["iteration"], "step": after["step"]}
     if "right" in after:
         report.after |= gain_of(measured[0]["right"], after["right"], measured[0]["groups"])
-    if best and len(measured) > 2:
+    if kept is not None and len(measured) > 2:
         report.warnings.append(
             f"the result is the best of {len(measured) - 1} validations, so its figures and gain there are too good; "
             "measure it on other queries with `oirl generate` and `oirl audit`"
@@ -73,7 +72,7 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], *, b
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k not in ("right", "groups", "kind", "iteration", "step")}
+    return {k: v for k, v in row.items() if k not in ("right", "groups", "kind", "iteration", "step", "value")}
 
 
 def gain_of(before: Sequence[int], after: Sequence[int], groups: Sequence[int]) -> dict[str, float]:

@@ -12,7 +12,9 @@ from typing import Any
 from oirl.errors import ConfigError
 from oirl.logs.atomic import atomic_file, atomic_folder
 
-_RUN, _STATE, _METRICS, _VALUE, _MODEL = "run.json", "state.json", "metrics.jsonl", "value.json", "model"
+_RUN, _STATE, _METRICS, _MODEL = "run.json", "state.json", "metrics.jsonl", "model"
+VALIDATION = "validation.json"
+"""File beside the weights of the best validation, and of the result if it is that one: what was measured of them."""
 LESSON = "lesson"
 """Name, among the metrics of rollouts, of a hash of what is learned from them."""
 # What a run needs while it goes on, and what is left where it was killed while it wrote.
@@ -115,10 +117,19 @@ class RunFolder:
     def best(self) -> tuple[Path, float] | None:
         """Return the weights of the best validation so far, and its value; None if there was none."""
         found = sorted(self.path.glob("best-*"))
-        return (found[-1], float(json.loads((found[-1] / _VALUE).read_text(encoding="utf-8")))) if found else None
+        if not found:
+            return None
+        return found[-1], float(json.loads((found[-1] / VALIDATION).read_text(encoding="utf-8"))["value"])
 
-    def keep_best(self, iteration: int, step: int, value: float, save: Callable[[Path], None]) -> None:
-        """Keep weights if their validation is better than all before."""
+    def keep_best(
+        self,
+        iteration: int,
+        step: int,
+        value: float,
+        save: Callable[[Path], None],
+        measured: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep weights, and what was measured of them, if their validation is better than all before."""
         before = self.best()
         better = not math.isnan(value) and (before is None or value > before[1])
         if not self._writes or not better:
@@ -127,7 +138,8 @@ class RunFolder:
 
         def save_all(folder: Path) -> None:
             save(folder)
-            (folder / _VALUE).write_text(json.dumps(value), encoding="utf-8")
+            row = {"value": value, "iteration": iteration, "step": step, **(measured or {})}
+            (folder / VALIDATION).write_text(json.dumps(row), encoding="utf-8")
 
         self.put(name, save_all)
         for old in self.path.glob("best-*"):

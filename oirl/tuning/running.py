@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from oirl.tuning.lessons import Chosen, lesson_hash, make_examples
 from oirl.tuning.report import TuneReport, compare_validations
 from oirl.tuning.reporting import Reporter
 from oirl.tuning.rollouts import Rollout, read_rollouts, sample_rollouts
-from oirl.tuning.run_folder import LESSON, RunFolder
+from oirl.tuning.run_folder import LESSON, VALIDATION, RunFolder
 from oirl.tuning.settings import Hir, Raft, Sampled, Settings, make_settings
 from oirl.tuning.sources import Data, asked_prompt
 
@@ -231,7 +233,7 @@ class _Run:
             raise TrainingError(f"the loss of held-out responses is {measured['loss']}; lower learning_rate")
         self._tell("validation", iteration, step, measured)
         if self._how.keep == "best" and (iteration or step):
-            self._folder.keep_best(iteration, step, validation.value(measured), self._policy.save)
+            self._folder.keep_best(iteration, step, validation.value(measured), self._policy.save, measured)
 
     def _tell(self, kind: str, iteration: int, step: int, values: dict[str, Any], **speed: float) -> None:
         self._folder.tell(kind, iteration, step, values)
@@ -244,6 +246,8 @@ class _Run:
         if best is not None:
             policy.load(best[0])
         policy.save(folder)
+        if best is not None:
+            shutil.copy(best[0] / VALIDATION, folder / VALIDATION)
         asked = [text for prompt in self._trained for text in self._data.method.asked(prompt).values()]
         templates = dict.fromkeys([*self._prompts.values(), *asked])
         write_trained_prompts(folder, templates)
@@ -260,7 +264,9 @@ class _Run:
         report.warnings = list(self._data.warnings)
         measured = [row for row in lines if row["kind"] == "validation"]
         if measured:
-            compare_validations(report, measured, best=self._how.keep == "best")
+            file = self._folder.path / "model" / VALIDATION
+            kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+            compare_validations(report, measured, kept)
         else:
             report.warnings.append("nothing was validated: name a checker under `grade`, and hold queries out")
         return report

@@ -215,6 +215,9 @@ def test_the_best_validation_is_the_result(log: str, tmp_path: Path) -> None:
     assert best.after["loss"] == min(measured[1:]) < measured[-1] == last.after["loss"]
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("best", "last")]
     assert weights[0] != weights[1]
+    beside = json.loads((tmp_path / "best" / "model" / "validation.json").read_text())
+    assert (beside["loss"], beside["step"]) == (best.after["loss"], best.kept["step"])
+    assert not (tmp_path / "last" / "model" / "validation.json").exists()
 
 
 def test_metrics_go_to_tensorboard(log: str, tmp_path: Path) -> None:
