@@ -47,6 +47,8 @@ class RunFolder:
     def __init__(self, path: Path, identity: Mapping[str, Any], *, writes: bool = True) -> None:
         self.path, self._writes = path, writes
         self._told: dict[tuple[Any, ...], dict[str, Any]] = {}
+        if not writes:  # it looks while the one that writes may just be writing
+            return
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file; `out` names a folder")
         known = self._read(_RUN)
@@ -57,7 +59,7 @@ class RunFolder:
             if not isinstance(before, dict):
                 raise ConfigError(f"{path / _RUN} is not of a run of oirl; name another folder under `out`")
             _check_same(path, before, json.loads(json.dumps(identity)))
-        elif writes:
+        else:
             self._write(_RUN, {"identity": identity})
 
     @property
