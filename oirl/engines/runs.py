@@ -65,7 +65,8 @@ class Run:
             raise ConfigError(f"{what} ({min(texts)[:60]!r}); keep one, or give each its own id")
         for name, template in prompts:
             self._check_prompt(name, template)
-        known = trained_prompts(engine.model)
+        # Of a base with an adapter, the adapter's folder is named last.
+        known = trained_prompts(engine.model) or trained_prompts(engine.model.rpartition("+")[2])
         if known and (others := [name for name, template in prompts if template not in known]):
             self.warnings.append(
                 f"{engine.model} was tuned under other prompts than {', '.join(map(repr, others))}; what it has "

@@ -197,10 +197,13 @@ def test_hir_relabels_by_other_things(relabel: dict[str, Any], log: str, tmp_pat
     assert report.iterations[0]["examples"] > 0
 
 
-def test_a_model_asked_otherwise_than_it_was_tuned_is_told_of(log: str, tmp_path: Path) -> None:
-    report, _ = run("hir", quick(tmp_path / "run", log=log, relabel=RELABEL, held_out=0))
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_model_asked_otherwise_than_it_was_tuned_is_told_of(lora_rank: int, log: str, tmp_path: Path) -> None:
+    settings = quick(tmp_path / "run", log=log, relabel=RELABEL, held_out=0, updates=1, lora_rank=lora_rank)
+    report, _ = run("hir", settings)
     (right,) = (text for text in (trained_prompts(report.model) or [])[:1])
-    with oirl.open_engine("transformers", report.model) as engine:
+    model, params = (str(small_lm_path()), {"adapter": report.model}) if lora_rank else (report.model, {})
+    with oirl.open_engine("transformers", model, params) as engine:
         for name, template in (("right", right), ("other", right + " ")):
             told = oirl.collect(
                 engine, make_queries(2), [(name, template)], tmp_path / f"{name}.parquet", sampling=oirl.Sampling(4)
