@@ -62,8 +62,8 @@ def make_examples(n: int, vocabulary: int, longest: int) -> list[tuple[list[int]
 
 def run_oirl(model: Any, examples: list[Any], args: argparse.Namespace, folder: Path) -> None:
     """Train with oirl's trainer."""
+    from oirl.tuning.configuring import make_settings
     from oirl.tuning.examples import Example
-    from oirl.tuning.settings import make_settings
     from oirl.tuning.trainer import Objective, UpdateTrainer
 
     sizes = {"batch": args.batch, "micro_batch": args.micro_batch, "bf16": args.bf16, "save_every": 100_000}

@@ -57,6 +57,10 @@ class MissingPackageError(OirlError, ImportError):
     """An optional package is needed; the message holds the command that installs it."""
 
 
+class TrainingError(OirlError, RuntimeError):
+    """A training cannot go on: a loss, a gradient or a reward is not a number any more."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ' (did you mean 'x'?)' for the known name closest to `name`, or an empty string."""
     found = get_close_matches(name, list(known), n=1)

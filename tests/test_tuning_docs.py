@@ -14,7 +14,7 @@ from conftest import ROOT, run_oirl
 import oirl
 from oirl.records import Query
 from oirl.registry import KINDS
-from oirl.tuning.settings import METHODS
+from oirl.tuning.configuring import SUPERVISED
 from oirl_data import small_lm_path
 from oirl_data.problems import generate_problems
 
@@ -74,7 +74,7 @@ def table(heading: str) -> list[list[str]]:
 
 def test_every_setting_is_told_of_and_every_one_told_of_is_there() -> None:
     told = {name for row in table("## Settings") for name in re.findall(r"`(\w+)`", row[0])}
-    assert told == {name for kind in METHODS.values() for name in kind.model_fields}
+    assert told == {name for kind in SUPERVISED.values() for name in kind.model_fields}
 
 
 def test_the_defaults_are_those_told_of() -> None:
@@ -86,10 +86,10 @@ def test_the_defaults_are_those_told_of() -> None:
         "top_fraction": 0.125, "kl_coef": 0, "suboutputs": 0, "contrastive": "opposite", "contrastive_coef": 1,
         "entropy_coef": 0.001, "label_smoothing": 0,
     }  # fmt: skip
-    fields = {name: field for kind in METHODS.values() for name, field in kind.model_fields.items()}
+    fields = {name: field for kind in SUPERVISED.values() for name, field in kind.model_fields.items()}
     assert {name: fields[name].default for name in shown} == shown
-    assert METHODS["raft"].model_fields["temperature"].default == 0.85
-    assert METHODS["hir"].model_fields["temperature"].default == 1
+    assert SUPERVISED["raft"].model_fields["temperature"].default == 0.85
+    assert SUPERVISED["hir"].model_fields["temperature"].default == 1
     for name, value in shown.items():
         (row,) = [row for row in table("## Settings") if f"`{name}`" in row[0]]
         text = str(value).replace("2e-05", "2e-5")
@@ -97,5 +97,5 @@ def test_the_defaults_are_those_told_of() -> None:
 
 
 def test_every_method_and_relabelling_is_told_of() -> None:
-    assert [row[0].strip("`") for row in table("## Methods")] == list(METHODS)
+    assert [row[0].strip("`") for row in table("## Methods")] == list(SUPERVISED)
     assert all(f"`{name}`" in DOCS for name in KINDS["relabellings"])

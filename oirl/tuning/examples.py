@@ -83,6 +83,22 @@ class Encoder:
             return None
         return Example(known[0], response, others=tuple(known[1:]))
 
+    def drawn(self, rollout: Rollout) -> Example | None:
+        """Return a rollout as it is, token by token, whether it was ended or cut off; None if there are no tokens."""
+        if rollout.prompt_ids is not None:
+            context: list[int] | None = list(rollout.prompt_ids)
+        else:
+            context = self.context(rollout.prompt, rollout.query)
+        response, limit = self.response(rollout), self._policy.limit
+        if not context or not response:
+            self.left_out["no tokens"] += 1
+            return None
+        read = len(context) + len(response) if self._policy.start is None else max(len(context), len(response))
+        if read > limit:
+            self.left_out[f"more than {limit:,} tokens"] += 1
+            return None
+        return Example(context, response)
+
     def context(self, template: str, query: str) -> list[int] | None:
         """Return the tokens of a rendered query, None if the template cannot be filled."""
         key = (template, query)

@@ -24,15 +24,23 @@ class Terms(NamedTuple):
         logprobs: log P of the target.
         supervised: `losses.supervised_loss`.
         negative_entropy: `losses.negative_entropy`; 0 where it is not wanted.
+        states: The last hidden states before the tokens, (m, hidden), of the model's type.
     """
 
     logprobs: torch.Tensor
     supervised: torch.Tensor
     negative_entropy: torch.Tensor
+    states: torch.Tensor
 
 
 def token_terms(
-    model: Any, inputs: Mapping[str, Any], label_smoothing: float, entropy: bool, *, whole: bool = False
+    model: Any,
+    inputs: Mapping[str, Any],
+    label_smoothing: float,
+    entropy: bool,
+    *,
+    temperature: float = 1.0,
+    whole: bool = False,
 ) -> Terms:
     """Return the terms of the predicted tokens of a micro-batch by one forward pass.
 
@@ -45,27 +53,28 @@ def token_terms(
             `column` and `target` (m,); `first`, the least column.
         label_smoothing: ε of the supervised loss.
         entropy: Whether the entropy is wanted.
+        temperature: Logits are divided by it.
         whole: Whether to take the model's logits as they come out of it, all at once (see `head_is_all`).
     """
-    row, column, target = (inputs[name] for name in ("row", "column", "target"))
-    given = {name: inputs[name] for name in _READ if name in inputs}
-    places = row, column
-    if "decoder_input_ids" not in inputs:
-        given["logits_to_keep"] = inputs["input_ids"].shape[1] - inputs["first"]
-        places = row, column - inputs["first"]
+    places, given = _places(inputs)
+    target = inputs["target"]
 
     def of_logits(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        logits = logits if temperature == 1 else logits / temperature
         told = token_logprobs(logits, wanted)
         supervised = supervised_loss(logits, wanted, label_smoothing=label_smoothing) if label_smoothing else -told
         broad = negative_entropy(logits) if entropy else torch.zeros_like(told)
         return torch.stack([told, supervised, broad])
 
     if whole:
-        logits = model(**given, use_cache=False).logits
-        return Terms(*of_logits(logits[places], target))
+        states, logits = _states_and_logits(model, given)
+        logprobs, supervised, broad = of_logits(logits[places], target)
+        return Terms(logprobs, supervised, broad, states[places])
+    kept: list[torch.Tensor] = []
 
     def of_states(head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
         picked = states[places]
+        kept.append(picked)
         size = max(_CHUNK // _vocabulary(model), 1)
         if len(picked) <= size:
             return of_logits(head(picked), target)
@@ -77,7 +86,45 @@ def token_terms(
         return torch.cat([checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts], dim=1)
 
     with _head_replaced(_causal(model), of_states):
-        return Terms(*model(**given, use_cache=False).logits)
+        logprobs, supervised, broad = model(**given, use_cache=False).logits
+    return Terms(logprobs, supervised, broad, kept[0])
+
+
+def token_states(model: Any, inputs: Mapping[str, Any], *, whole: bool = False) -> torch.Tensor:
+    """Return the last hidden states before the predicted tokens, (m, hidden), without any logits; see `token_terms`."""
+    places, given = _places(inputs)
+    if whole:
+        return _states_and_logits(model, given)[0][places]
+    kept: list[torch.Tensor] = []
+
+    def keep(_: Any, states: torch.Tensor) -> torch.Tensor:
+        kept.append(states[places])
+        return states[..., :1]
+
+    with _head_replaced(_causal(model), keep):
+        model(**given, use_cache=False)
+    return kept[0]
+
+
+def hidden_size(model: Any) -> int:
+    """Return the size of a model's last hidden states."""
+    return int(_causal(model).config.get_text_config().hidden_size)
+
+
+def _places(inputs: Mapping[str, Any]) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
+    """Return where, among the logits that are asked for, the predicted tokens stand, and what to ask with."""
+    row, column = inputs["row"], inputs["column"]
+    given = {name: inputs[name] for name in _READ if name in inputs}
+    if "decoder_input_ids" in inputs:
+        return (row, column), given
+    given["logits_to_keep"] = inputs["input_ids"].shape[1] - inputs["first"]
+    return (row, column - inputs["first"]), given
+
+
+def _states_and_logits(model: Any, given: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    out = model(**given, use_cache=False, output_hidden_states=True)
+    states = out.decoder_hidden_states if "decoder_input_ids" in given else out.hidden_states
+    return states[-1][:, -out.logits.shape[1] :], out.logits
 
 
 def head_is_all(model: Any) -> bool:

@@ -13,9 +13,10 @@ from oirl.errors import ConfigError, DataError
 from oirl.registry import create, resolve
 from oirl.tuning.choosing import best_per_query, first_of_equals, top_fraction, variety
 from oirl.tuning.examples import Encoder, Example, suboutput_examples
+from oirl.tuning.online_settings import Online
 from oirl.tuning.relabelling import ByFunction, Outcome, Relabelling, check_instructions, instruct
 from oirl.tuning.rollouts import Rollout
-from oirl.tuning.scoring import Scorer
+from oirl.tuning.scoring import Scorer, whole_rewards
 from oirl.tuning.settings import Filter, Hir, Raft, Settings
 
 
@@ -65,7 +66,7 @@ class Method:
         """
         if not rollouts:
             raise DataError("there is no response to learn from")
-        figures = _figures(rollouts)
+        figures = rollout_figures(rollouts)
         if isinstance(self.settings, Filter):
             found = [r for r in rollouts if r.correct is True]
             if not found:
@@ -76,7 +77,7 @@ class Method:
             return _plain(found), figures
         if self._scorer is None:
             return _plain(rollouts), figures
-        rewards = self._scorer(rollouts)
+        rewards = whole_rewards(self._scorer(rollouts))
         if np.isnan(rewards).all() and isinstance(self.settings, Raft):
             raise DataError(f"no response has a reward ({self.settings.reward}); {_way_out(self.settings)}")
         known = rewards[~np.isnan(rewards)]
@@ -86,6 +87,8 @@ class Method:
             figures |= {"kl": float(penalties.mean() / self.settings.kl_coef)}  # type: ignore[attr-defined]
         if isinstance(self.settings, Raft):
             return self._best(rollouts, rewards, figures)
+        if isinstance(self.settings, Online):
+            return _plain(rollouts), figures
         return self._relabelled(rollouts, rewards), figures
 
     def _best(
@@ -198,7 +201,8 @@ def _plain(rollouts: Sequence[Rollout]) -> Chosen:
     return Chosen(list(rollouts), [r.prompt for r in rollouts], [()] * len(rollouts))
 
 
-def _figures(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+def rollout_figures(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Return what is said of rollouts as they are: how many, how many are right, how varied they are."""
     known = [r.correct for r in rollouts if r.correct is not None]
     drawn = [value for r in rollouts for value in r.logprobs or ()]
     found: dict[str, Any] = {

@@ -24,6 +24,7 @@ from oirl.language_models import (
     start_token,
     token_limit,
 )
+from oirl.tuning.online_settings import Online
 from oirl.tuning.settings import Settings
 
 SHARED = "transformers"
@@ -72,7 +73,10 @@ class Policy:
         self.limit = token_limit(model, self.tokenizer, settings.max_length)
         self.lora = bool(settings.lora_rank)
         if self.lora:
-            model = _with_adapters(model, settings)
+            model = with_adapters(model, settings)
+        if isinstance(settings, Online) and settings.train_layers:
+            train_last_layers(model, settings.train_layers)
+        self._initial: Any = None
         halved = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._halved = halved if settings.bf16 is None else settings.bf16
         self._device = PartialState().device
@@ -86,15 +90,32 @@ class Policy:
         """Return an engine that draws from the policy as it is at the time."""
         return TransformersEngine(self.model, self.tokenizer)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
+
+    @property
+    def number_type(self) -> str:
+        """What it is computed in: a key of `parity.THRESHOLDS`."""
+        return "bfloat16" if self._halved else "float32"
+
     @contextmanager
     def reference(self) -> Iterator[TransformersEngine]:
-        """Give an engine of the initial model: with LoRA the adapters are off meanwhile, else it is loaded again."""
+        """Give an engine of the initial model; see `reference_model`."""
+        with self.reference_model() as model:
+            yield TransformersEngine(model, self.tokenizer)
+
+    @contextmanager
+    def reference_model(self) -> Iterator[Any]:
+        """Give the initial model: with LoRA the adapters are off meanwhile, else it is a copy that is then kept."""
         if self.lora:
             with self.model.disable_adapter():
-                yield self.engine()
+                yield self.model
             return
-        model = load_text_model(self._name, dtype="float32").to(self._device)
-        yield TransformersEngine(model, self.tokenizer)
+        if self._initial is None:
+            self._initial = load_text_model(self._name, dtype="float32").to(self._device).requires_grad_(False).eval()
+        yield self._initial
 
     def computing(self) -> AbstractContextManager[Any]:
         """Return the context in which the policy is to be run outside of training: bfloat16 if it is trained so."""
@@ -133,11 +154,32 @@ class Policy:
             drawn = self.engine()
             tokens = [list(prompt[-8:]) for prompt in prompts]
             logprobs = drawn.score(prompts, tokens)
-        kind = "bfloat16" if self._halved else "float32"
-        return Probe(prompts, tokens, logprobs, THRESHOLDS[kind])
+        return Probe(prompts, tokens, logprobs, THRESHOLDS[self.number_type])
 
 
-def open_sampler(policy: Policy, name: str, model: str, params: dict[str, Any], *, updated: bool) -> Engine:
+def train_last_layers(model: Any, count: int) -> None:
+    """Freeze all of a model but its last layers, what follows them, and a head that is not tied to the embeddings.
+
+    Raises:
+        ConfigError: If it has no such layers, or fewer.
+    """
+    inner = model.get_decoder() if hasattr(model, "get_decoder") else model
+    stacks = [m for m in inner.modules() if isinstance(m, torch.nn.ModuleList)]
+    layers = list(max(stacks, key=len, default=()))
+    if len(layers) < count:
+        raise ConfigError(f"train_layers = {count}, and the model has {len(layers)} layers")
+    model.requires_grad_(False)
+    trained = [*layers[-count:], *(m for name, m in inner.named_children() if "norm" in name or name == "ln_f")]
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        trained.append(head)
+    for module in trained:
+        module.requires_grad_(True)
+
+
+def open_sampler(
+    policy: Policy, name: str, model: str, params: dict[str, Any], *, updated: bool, logprobs_mode: str | None = None
+) -> Engine:
     """Return the engine that rollouts are drawn with: one that shares the policy's weights, or one of its own.
 
     Args:
@@ -146,6 +188,7 @@ def open_sampler(policy: Policy, name: str, model: str, params: dict[str, Any], 
         model: What the engine calls the initial model.
         params: Of the engine.
         updated: Whether it will be sent new weights.
+        logprobs_mode: Which log-probs it tells, where an engine can choose and `params` does not; None for its default.
 
     Raises:
         ConfigError: If it does not know a parameter, or cannot take new weights.
@@ -156,7 +199,9 @@ def open_sampler(policy: Policy, name: str, model: str, params: dict[str, Any], 
                 f"engine_params: {min(strange)!r} is not for the engine that shares the policy; allowed: "
                 f"{', '.join(sorted(_SHARED_PARAMS))}"
             )
-        return TransformersEngine(policy.model, policy.tokenizer, **params)
+        return TransformersEngine(policy.model, policy.tokenizer, logprobs_mode=logprobs_mode or "raw", **params)
+    if logprobs_mode and name == "vllm":
+        params = {"logprobs_mode": logprobs_mode} | params
     engine = open_engine(name, model, params)
     if updated and type(engine)._load_weights is Engine._load_weights:
         raise ConfigError(f"the engine {name!r} cannot take new weights, which every iteration after the first needs")
@@ -175,7 +220,8 @@ def _forward_parameters(model: Any) -> Any:
     return signature(model.forward).parameters
 
 
-def _with_adapters(model: Any, settings: Settings) -> Any:
+def with_adapters(model: Any, settings: Settings) -> Any:
+    """Return a model with LoRA adapters on all linear layers; only they are trained."""
     require("peft", "tune", "lora_rank above 0")
     from peft import LoraConfig, get_peft_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ class TuneReport:
     """What a run has come to.
 
     Attributes:
-        method: sft, filter, raft or hir.
+        method: Its name.
         out: The run's folder.
         model: The folder of the tuned model.
         prompts: Name -> template under which it was trained to be asked; the first is the one to use.
@@ -25,6 +26,7 @@ class TuneReport:
         iterations: Figures of the rollouts of each iteration.
         kept: Which weights the result has: iteration and updates.
         left_out: Reason -> responses that nothing was learned from.
+        guards: What was found beyond a limit, and what was done: `reason`, `action`, `iteration`.
         warnings: What is worth saying.
     """
 
@@ -37,6 +39,7 @@ class TuneReport:
     iterations: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    guards: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +60,8 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], kept
     report.kept = {"iteration": after["iteration"], "step": after["step"]}
     if "right" in after:
         report.after |= gain_of(measured[0]["right"], after["right"], measured[0]["groups"])
+    for name in after.get("by_query", ()):
+        report.after |= reward_gain(name, measured[0], after)
     if kept is not None and len(measured) > 2:
         report.warnings.append(
             f"the result is the best of {len(measured) - 1} validations, so its figures and gain there are too good; "
@@ -67,12 +72,29 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], kept
         report.warnings.append("the result is worse than the initial model on the held-out queries")
     elif low is not None and low <= 0:
         report.warnings.append("the result is not shown to be better than the initial model: 0 lies in the interval")
-    elif low is None and after["loss"] >= measured[0]["loss"]:
+    elif low is None and after.get("loss", -math.inf) >= measured[0].get("loss", math.inf):
         report.warnings.append("the loss of held-out responses has not fallen: nothing is shown to be gained")
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k not in ("right", "groups", "kind", "iteration", "step", "value")}
+    return {
+        k: v for k, v in row.items() if k not in ("right", "groups", "by_query", "kind", "iteration", "step", "value")
+    }
+
+
+def reward_gain(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
+    """Return `NAME_gain` with its 95% interval: the paired gain in a reward on the same queries, clustered by group."""
+    first, last = (np.array(row["by_query"][name], dtype=np.float64) for row in (before, after))
+    gains = last - first
+    known = ~np.isnan(gains)
+    if known.sum() < 2:
+        return {}
+    low, high = normal_interval(gains[known], np.array(before["groups"])[known])
+    return {
+        f"{name}_gain": float(gains[known].mean()),
+        f"{name}_gain_ci_low": float(low),
+        f"{name}_gain_ci_high": float(high),
+    }
 
 
 def gain_of(before: Sequence[int], after: Sequence[int], groups: Sequence[int]) -> dict[str, float]:

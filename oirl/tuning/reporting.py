@@ -8,7 +8,7 @@ from typing import Any
 
 from oirl.errors import ConfigError, MissingPackageError
 
-_PREFIXES = {"update": "", "validation": "eval_", "rollouts": "rollouts_"}
+_PREFIXES = {"update": "", "validation": "eval_", "rollouts": "rollouts_", "guard": "guard_"}
 
 
 class Reporter:

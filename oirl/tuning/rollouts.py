@@ -16,7 +16,7 @@ from oirl.engines.collecting import collect
 from oirl.logs.store import read_log
 from oirl.records import Query
 
-_REQUESTS = 512
+_RESPONSES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def sample_rollouts(
     samples: int,
     grade: str | None,
     share: tuple[int, int] = (0, 1),
+    part: int = _RESPONSES,
 ) -> None:
     """Draw responses to queries and write them to a folder as logs, part by part.
 
@@ -82,14 +83,15 @@ def sample_rollouts(
         samples: Responses to each query.
         grade: Checker, None for no verdicts.
         share: (k, n) for the k-th of n processes that do this together.
+        part: Responses of a part, about.
 
     Raises:
         EngineError: If the engine cannot go on.
     """
-    size = max(_REQUESTS // samples, 1)
-    for part, start in enumerate(range(0, len(queries), size)):
-        path = folder / f"part-{part:03}.parquet"
-        if part % share[1] != share[0] or path.is_file():
+    size = max(part // samples, 1)
+    for k, start in enumerate(range(0, len(queries), size)):
+        path = folder / f"part-{k:03}.parquet"
+        if k % share[1] != share[0] or path.is_file():
             continue
         Path(f"{path}.journal").unlink(missing_ok=True)
         collect(

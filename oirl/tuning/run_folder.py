@@ -13,6 +13,7 @@ from oirl.errors import ConfigError
 from oirl.logs.atomic import atomic_file, atomic_folder
 
 _RUN, _STATE, _METRICS, _MODEL = "run.json", "state.json", "metrics.jsonl", "model"
+_TIMES = "times.jsonl"
 VALIDATION = "validation.json"
 """File beside the weights of the best validation, and of the result if it is that one: what was measured of them."""
 LESSON = "lesson"
@@ -28,9 +29,10 @@ class RunFolder:
     run.json        settings, versions, fingerprints of model and data: what the run is
     state.json      finished iterations
     metrics.jsonl   a line for each rollout, update and validation that is told of
+    times.jsonl     seconds and tokens a second of each phase of an iteration, of online methods
     rollouts/       the log of each iteration
     checkpoints/    of the iteration that is running
-    weights-K/      after K iterations; the newest only
+    weights-K/      after K iterations; the newest only; of online methods with all that is trained
     best-I-S/       weights of the best validation so far, after S updates of iteration I
     model/          the result
     ```
@@ -108,6 +110,7 @@ class RunFolder:
         for old in self.path.glob("weights-*"):
             if old != target:
                 shutil.rmtree(old)
+        self._prune_bests(settled=False)
 
     def put(self, name: str, save: Callable[[Path], None]) -> None:
         """Write a folder, which appears under its name when it is complete."""
@@ -144,9 +147,22 @@ class RunFolder:
             (folder / VALIDATION).write_text(json.dumps(row), encoding="utf-8")
 
         self.put(name, save_all)
-        for old in self.path.glob("best-*"):
-            if old.name != name:
-                shutil.rmtree(old)
+        self._prune_bests(settled=True)
+
+    def forget_bests(self, done: int) -> None:
+        """Let go of what was kept in iterations from `done` on, as these are made again."""
+        for path in self.path.glob("best-*") if self._writes else ():
+            if _iteration_of(path) >= done:
+                shutil.rmtree(path)
+
+    def _prune_bests(self, *, settled: bool) -> None:
+        """Keep the newest, which is the best, and, if asked, that of the iterations which will not be made again."""
+        found = sorted(self.path.glob("best-*"))
+        kept = found[-1:]
+        if settled:
+            kept += [path for path in found if _iteration_of(path) < self.iterations_done][-1:]
+        for path in set(found) - set(kept):
+            shutil.rmtree(path)
 
     def finish(self, save: Callable[[Path], None]) -> None:
         """Write the result, and remove what only a run that goes on needs."""
@@ -195,6 +211,12 @@ class RunFolder:
             with (self.path / _METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
+    def tell_times(self, row: Mapping[str, Any]) -> None:
+        """Append what took how long: a file of its own, as no two runs agree on it."""
+        if self._writes:
+            with (self.path / _TIMES).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return all lines of metrics."""
         path, found = self.path / _METRICS, []
@@ -215,6 +237,10 @@ class RunFolder:
     def _write(self, name: str, value: Any) -> None:
         with atomic_file(self.path / name) as file:
             file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _iteration_of(best: Path) -> int:
+    return int(best.name.split("-")[1])
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,15 +1,10 @@
-"""What a run of `oirl tune` is told: checked whole before anything is loaded."""
+"""What a run of `oirl tune` is told, checked before anything is loaded: supervised methods, and what all share."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-
-from oirl.errors import ConfigError, NotFoundError, UnknownNameError, nearest
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class Settings(BaseModel):
@@ -29,7 +24,6 @@ class Settings(BaseModel):
         max_length: The most tokens of prompt and response; longer examples are left out. By default what the model
             allows.
         epochs: Passes over what an iteration learns from.
-        updates: Updates of an iteration, instead of whole epochs.
         batch: Examples of an update, over all devices.
         micro_batch: Examples in the memory of a device at a time.
         learning_rate: Of AdamW, at its highest.
@@ -42,9 +36,6 @@ class Settings(BaseModel):
         bf16: Whether to compute in bfloat16; by default on GPUs that can.
         gradient_checkpointing: Recompute activations instead of keeping them.
         seed: For all chance.
-        log_every: Updates between lines of metrics.
-        save_every: Updates between checkpoints; a multiple of `log_every`.
-        evaluate_every: Updates between validations; by default the end of each epoch, with `updates` of each iteration.
         keep: Which weights become `model`: of the best validation, or the last.
         report_to: Where metrics go besides `metrics.jsonl`: tensorboard, wandb, trackio, mlflow, ….
     """
@@ -64,7 +55,6 @@ class Settings(BaseModel):
     max_tokens: int = Field(512, ge=1)
     max_length: int | None = Field(None, ge=2)
     epochs: int = Field(1, ge=1)
-    updates: int | None = Field(None, ge=1)
     batch: int = Field(32, ge=1)
     micro_batch: int = Field(8, ge=1)
     learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
@@ -77,9 +67,6 @@ class Settings(BaseModel):
     bf16: bool | None = None
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0, lt=2**31)
-    log_every: int = Field(10, ge=1)
-    save_every: int = Field(100, ge=1)
-    evaluate_every: int | None = Field(None, ge=1)
     keep: Literal["best", "last"] = "best"
     report_to: tuple[str, ...] = ()
 
@@ -101,32 +88,52 @@ class Settings(BaseModel):
     def _fit(self) -> Settings:
         if self.batch % self.micro_batch:
             raise ValueError(f"batch = {self.batch} is no multiple of micro_batch = {self.micro_batch}")
-        if self.save_every % self.log_every:
-            raise ValueError(f"save_every = {self.save_every} is no multiple of log_every = {self.log_every}")
-        if self.updates and "epochs" in self.model_fields_set:
-            raise ValueError("name either `epochs` or `updates`")
         if bool(self.log) == bool(self.queries):
             raise ValueError("name either `log`, to learn from what is there, or `queries`, to sample responses")
         return self
 
 
-class Supervised(Settings):
+class SupervisedUpdates(Settings):
+    """What methods share that learn by supervised updates.
+
+    Attributes:
+        updates: Updates of an iteration, instead of whole epochs.
+        log_every: Updates between lines of metrics.
+        save_every: Updates between checkpoints; a multiple of `log_every`.
+        evaluate_every: Updates between validations; by default the end of each epoch, with `updates` of each iteration.
+    """
+
+    updates: int | None = Field(None, ge=1)
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(100, ge=1)
+    evaluate_every: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _steps(self) -> SupervisedUpdates:
+        if self.save_every % self.log_every:
+            raise ValueError(f"save_every = {self.save_every} is no multiple of log_every = {self.log_every}")
+        if self.updates and "epochs" in self.model_fields_set:
+            raise ValueError("name either `epochs` or `updates`")
+        return self
+
+
+class FromLog(SupervisedUpdates):
     """`sft` and `filter`: what they learn from is in the log."""
 
     @model_validator(mode="after")
-    def _needs_log(self) -> Supervised:
+    def _needs_log(self) -> FromLog:
         if not self.log:
             raise ValueError(f"{self.method} learns from a log: name it under `log`")
         return self
 
 
-class Sft(Supervised):
+class Sft(FromLog):
     """Behaviour cloning of all responses."""
 
     method: ClassVar[str] = "sft"
 
 
-class Filter(Supervised):
+class Filter(FromLog):
     """Behaviour cloning of right responses: filtered SFT, or "final-answer RL"."""
 
     method: ClassVar[str] = "filter"
@@ -142,7 +149,8 @@ class Sampled(Settings):
         engine: What draws them: `transformers` shares the weights that are trained; `vllm` gets them sent.
         engine_params: The engine's parameters.
         reward: "verdict" (1 right, 0 wrong), "score" (the log's column), the folder of a reward model of responses by
-            `oirl fit`, or package.module:function of TRL's form, f(prompts, completions, **columns) -> rewards.
+            `oirl fit`, package.module:function of TRL's form, f(prompts, completions, **columns) -> rewards, or the
+            address of a server (http://…).
     """
 
     iterations: int = Field(1, ge=1)
@@ -154,10 +162,7 @@ class Sampled(Settings):
 
     @model_validator(mode="after")
     def _sources(self) -> Sampled:
-        if self.log and self.iterations != 1:
-            raise ValueError(
-                f"iterations = {self.iterations}: a log is the same each time; name `queries` to sample anew"
-            )
+        self._check_iterations()
         if self.queries and self.reward == "score":
             raise ValueError('reward = "score" is a column of a log; sampled responses have none')
         if self.queries and self.reward == "verdict" and not self.grade and self._needs_reward():
@@ -167,8 +172,14 @@ class Sampled(Settings):
     def _needs_reward(self) -> bool:
         return True
 
+    def _check_iterations(self) -> None:
+        if self.log and self.iterations != 1:
+            raise ValueError(
+                f"iterations = {self.iterations}: a log is the same each time; name `queries` to sample anew"
+            )
 
-class Raft(Sampled):
+
+class Raft(Sampled, SupervisedUpdates):
     """RAFT (Dong et al. 2023, 2304.06767): sample, keep what is rewarded best, imitate it, repeat.
 
     Attributes:
@@ -197,7 +208,7 @@ class Raft(Sampled):
         return self
 
 
-class Hir(Sampled):
+class Hir(Sampled, SupervisedUpdates):
     """HIR (Zhang et al. 2023, 2302.05206): sample, relabel in hindsight, learn from all of it, repeat.
 
     Attributes:
@@ -231,82 +242,3 @@ class Hir(Sampled):
         if not isinstance(self.relabel.get("name"), str):
             raise ValueError("relabel needs a `name`: correctness, ranks, length, format or package.module:attribute")
         return self
-
-
-METHODS: dict[str, type[Settings]] = {kind.method: kind for kind in (Sft, Filter, Raft, Hir)}
-
-
-def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the entries of a YAML file of settings.
-
-    Raises:
-        NotFoundError: If it is not there.
-        ConfigError: If it is no YAML mapping.
-    """
-    import yaml
-
-    file = Path(path)
-    if not file.is_file():
-        raise NotFoundError(f"{file} is not there; --config names a YAML file")
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise ConfigError(f"{file} is no YAML: {e}") from e
-    if found is not None and not isinstance(found, dict):
-        raise ConfigError(f"{file} must hold `name: value` entries, and holds a {type(found).__name__}")
-    return {str(name): value for name, value in (found or {}).items()}
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with changes; `relabel.correct` names an entry within an entry.
-
-    Raises:
-        ConfigError: If a name goes into something that has no entries.
-    """
-    found = dict(base)
-    for name, value in changes.items():
-        outer, dot, inner = name.partition(".")
-        if dot:
-            within = found.get(outer) or {}
-            if not isinstance(within, dict):
-                raise ConfigError(f"--set {name}: {outer!r} has no entries, it is {within!r}")
-            value = merge(within, {inner: value})
-        found[outer] = value
-    return found
-
-
-def make_settings(method: str, entries: Mapping[str, Any], where: str = "the settings") -> Settings:
-    """Return checked settings.
-
-    Raises:
-        UnknownNameError: If there is no such method.
-        ConfigError: If an entry is unknown, missing, or not allowed.
-    """
-    if method not in METHODS:
-        raise UnknownNameError(f"unknown method {method!r}{nearest(method, METHODS)}; known: {', '.join(METHODS)}")
-    kind = METHODS[method]
-    known = list(kind.model_fields)
-    for name in entries:
-        if name not in known:
-            elsewhere = [m for m, other in METHODS.items() if name in other.model_fields]
-            hint = f"; it is one of {', '.join(elsewhere)}" if elsewhere else nearest(name, known)
-            raise ConfigError(f"{where}: {method} has no setting {name!r}{hint}; it has: {', '.join(known)}")
-    try:
-        return kind.model_validate(dict(entries))
-    except ValidationError as e:
-        problem = e.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        told = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "missing":
-            raise ConfigError(f"{where}: {method} needs `{name}`: {_about(kind, name)}") from e
-        given = f" = {problem['input']!r}" if name else ""
-        raise ConfigError(f"{where}: {f'{name}{given}: ' if name else ''}{told}") from e
-
-
-def _about(kind: type[Settings], name: str) -> str:
-    """Return what the docstring says of a setting."""
-    for cls in kind.__mro__:
-        for line in (cls.__doc__ or "").splitlines():
-            if line.strip().startswith(f"{name}: "):
-                return line.strip().removeprefix(f"{name}: ")
-    return "see docs/tuning.md"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+
 from oirl.errors import ConfigError, DataError
 from oirl.logs.grading import open_checker
 from oirl.logs.groups import group_queries
@@ -16,8 +18,9 @@ from oirl.logs.splits import assign_test, train_rows
 from oirl.logs.store import read_log, table_fingerprint
 from oirl.records import Query
 from oirl.tuning.lessons import Chosen, Method
+from oirl.tuning.online_settings import Online
 from oirl.tuning.rollouts import Rollout, rollouts_of_log
-from oirl.tuning.scoring import open_reward
+from oirl.tuning.scoring import Scorer, open_gold, open_reward
 from oirl.tuning.settings import Sampled, Settings
 
 
@@ -25,8 +28,10 @@ class Data:
     """What is learned from and what is held out, read and checked before a model is loaded."""
 
     def __init__(self, how: Settings) -> None:
-        self.method = Method(how, open_reward(how.reward) if isinstance(how, Sampled) else None)
+        self.scorer: Scorer | None = open_reward(how.reward) if isinstance(how, Sampled) else None
+        self.method = Method(how, self.scorer)
         self.checker = open_checker(how.grade) if how.grade else None
+        self.validation_rewards = self._validation_rewards(how)
         self.rollouts: list[Rollout] = []
         self.held_out_rollouts: list[Rollout] = []
         self.chosen: tuple[Chosen, dict[str, Any]] | None = None
@@ -55,6 +60,17 @@ class Data:
             self.chosen = self.method.choose(self.rollouts)
         counts = Counter(r.prompt for r in self.chosen[0].rollouts) if self.chosen else Counter([how.prompt])
         self.prompts = [prompt for prompt, _ in counts.most_common()]
+
+    def _validation_rewards(self, how: Settings) -> dict[str, Scorer]:
+        """Return name -> what an online method is measured by on held-out queries, beside verdicts."""
+        if not isinstance(how, Online):
+            return {}
+        found: dict[str, Scorer] = {}
+        if how.reward not in ("verdict", "score"):
+            found["reward"] = lambda rollouts: self.scorer(rollouts) if self.scorer else np.full(len(rollouts), np.nan)
+        if how.gold_reward not in (None, "verdict"):
+            found["gold"] = open_gold(str(how.gold_reward), how.reward)
+        return found
 
     def _check_answers(self, how: Settings, queries: Sequence[Query]) -> None:
         if how.queries and how.grade and all(q.answer is None for q in queries):

@@ -14,20 +14,16 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from oirl.errors import OirlError
+from oirl.errors import TrainingError
 from oirl.tuning.examples import Example, batches_of
 from oirl.tuning.heads import head_is_all, token_terms
 from oirl.tuning.losses import contrastive_loss, sequence_logprobs
-from oirl.tuning.settings import Settings
+from oirl.tuning.settings import SupervisedUpdates
 
 # It remarks on the clocks of file systems, each time that a checkpoint is written.
 logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 IGNORED = -100
 _WHOLE = ".whole"
-
-
-class TrainingError(OirlError, RuntimeError):
-    """The training cannot go on: the loss is not a number any more."""
 
 
 class Objective(NamedTuple):
@@ -179,7 +175,7 @@ class UpdateTrainer(Trainer):
         model: Any,
         examples: Sequence[Example],
         objective: Objective,
-        settings: Settings,
+        settings: SupervisedUpdates,
         folder: Path,
         *,
         seed: int,
@@ -187,7 +183,7 @@ class UpdateTrainer(Trainer):
         start: int | None = None,
         limit: int | None = None,
         emit: Callable[[int, dict[str, float], float], None],
-        evaluate: Callable[[int], None],
+        evaluate: Callable[[int], Any],
     ) -> None:
         self._examples, self._objective, self._settings = examples, objective, settings
         self._fill, self._start, self._limit, self._rows = fill, start, limit, 0.0
@@ -260,7 +256,7 @@ class UpdateTrainer(Trainer):
 class _Callback(TrainerCallback):
     """Validates at the right updates, and marks checkpoints that are whole."""
 
-    def __init__(self, settings: Settings, n: int, evaluate: Callable[[int], None]) -> None:
+    def __init__(self, settings: SupervisedUpdates, n: int, evaluate: Callable[[int], Any]) -> None:
         self._evaluate = evaluate
         total = steps_of(settings, n)
         every = settings.evaluate_every
@@ -280,12 +276,12 @@ class _Callback(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 
 
-def steps_of(settings: Settings, n: int) -> int:
+def steps_of(settings: SupervisedUpdates, n: int) -> int:
     """Return the updates of an iteration that learns from n examples."""
     return settings.updates or math.ceil(n * settings.epochs / settings.batch)
 
 
-def epochs_of(settings: Settings, n: int) -> int:
+def epochs_of(settings: SupervisedUpdates, n: int) -> int:
     """Return the passes that an iteration makes over n examples, the last of which may be broken off."""
     return math.ceil(settings.updates * settings.batch / n) if settings.updates else settings.epochs
 
@@ -299,7 +295,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def _arguments(settings: Settings, folder: Path, seed: int, n: int) -> TrainingArguments:
+def _arguments(settings: SupervisedUpdates, folder: Path, seed: int, n: int) -> TrainingArguments:
     import os
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -332,7 +328,7 @@ def _arguments(settings: Settings, folder: Path, seed: int, n: int) -> TrainingA
     return made
 
 
-def _checkpointing(settings: Settings) -> dict[str, Any]:
+def _checkpointing(settings: SupervisedUpdates) -> dict[str, Any]:
     """Return the arguments that have activations recomputed; transformers has renamed them in version 5."""
     if not settings.gradient_checkpointing:
         return {}

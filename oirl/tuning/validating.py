@@ -19,6 +19,8 @@ from oirl.statistics.intervals import success_interval
 from oirl.tuning.examples import Example
 from oirl.tuning.heads import head_is_all
 from oirl.tuning.policy import Policy
+from oirl.tuning.rollouts import Rollout
+from oirl.tuning.scoring import Scorer, whole_rewards
 from oirl.tuning.trainer import Objective, collate, loss_sums
 
 _AT_A_TIME = 16
@@ -36,6 +38,7 @@ class Validation:
         checker: Grades responses; None if none are drawn.
         sampling: How they are drawn.
         examples: Held-out examples, for their loss.
+        rewards: Name -> what else is asked of the responses: "reward", what is trained for, and "gold", what counts.
     """
 
     def __init__(
@@ -48,30 +51,40 @@ class Validation:
         checker: Callable[[str, str], Any] | None,
         sampling: Sampling,
         examples: Sequence[Example],
+        rewards: Mapping[str, Scorer] | None = None,
     ) -> None:
         self._policy, self._templates, self._checker, self._sampling = policy, templates, checker, sampling
-        self._queries = list(queries) if checker is not None else []
+        self._rewards = dict(rewards or {})
+        self._queries = list(queries) if checker is not None or self._rewards else []
         self._initial, self._groups = initial, np.array([groups[q.query_id] for q in self._queries], dtype=np.int64)
         self._examples = examples
 
     @property
     def measures(self) -> str | None:
-        """What tells the better policy: "success", "loss", or None if nothing is measured."""
-        return "success" if self._queries else "loss" if self._examples else None
+        """What tells the better policy: "gold", "success", "reward", "loss", or None if nothing is measured."""
+        if self._queries:
+            return "gold" if "gold" in self._rewards else "success" if self._checker is not None else "reward"
+        return "loss" if self._examples else None
 
     def measure(self, *, initial: bool = False) -> dict[str, Any]:
         """Return what is measured now.
 
         Returns:
             `success` under the first template with `ci_low` and `ci_high`, with `right` the verdicts of all queries as
-            0 and 1, and of the initial model their `groups`; of each template `success_NAME`; `loss`, nats a token, of
-            held-out examples. What cannot be measured is not there.
+            0 and 1, and of the initial model their `groups`; of each template `success_NAME`; the mean of each of the
+            rewards, and under `by_query` those of all queries; `loss`, nats a token, of held-out examples. What cannot
+            be measured is not there.
         """
         found: dict[str, Any] = {}
         if self._queries:
             templates = {**self._initial, **self._templates} if initial else self._templates
             for i, (name, template) in enumerate(templates.items()):
-                right = self._right(template)
+                drawn = self._draw(template)
+                if i == 0 and self._rewards:
+                    found |= self._rewarded(drawn)
+                if self._checker is None:
+                    break
+                right = np.array([rollout.correct is True for rollout in drawn], dtype=np.float64)
                 if i == 0:
                     mean, low, high = success_interval(right, self._groups)
                     found |= {"success": mean, "ci_low": low, "ci_high": high, "right": right.astype(int).tolist()}
@@ -84,21 +97,43 @@ class Validation:
 
     def value(self, measured: Mapping[str, Any]) -> float:
         """Return the number that is higher of better policies."""
-        return float(measured["success"]) if self.measures == "success" else -float(measured["loss"])
+        name = self.measures or "loss"
+        return -float(measured[name]) if name == "loss" else float(measured[name])
 
-    def _right(self, template: str) -> np.ndarray:
+    def _draw(self, template: str) -> list[Rollout]:
+        """Return a response to each query, with its verdict; one that failed is empty."""
         engine = self._policy.engine()
         fill = messages if engine.chat else render
         rendered: list[Rendered] = [fill(template, q.query) for q in self._queries]  # type: ignore[misc]
         with self._policy.computing():
             completions = engine.generate(rendered, self._sampling)
-        verdicts = [
-            apply_checker(self._checker, c.text, q.answer or "").correct
-            if c.text is not None and self._checker
-            else None
+        return [
+            Rollout(
+                q.query_id,
+                q.query,
+                template,
+                c.text or "",
+                q.answer,
+                self._verdict(c.text, q.answer),
+                finished=c.finish_reason != "length",
+                token_ids=c.token_ids,
+            )
             for (c,), q in zip(completions, self._queries, strict=True)
         ]
-        return np.array([verdict is True for verdict in verdicts], dtype=np.float64)
+
+    def _verdict(self, text: str | None, answer: str | None) -> bool | None:
+        return (
+            None if text is None or self._checker is None else apply_checker(self._checker, text, answer or "").correct
+        )
+
+    def _rewarded(self, drawn: Sequence[Rollout]) -> dict[str, Any]:
+        found: dict[str, Any] = {"by_query": {}}
+        for name, scorer in self._rewards.items():
+            values = whole_rewards(scorer(drawn))
+            known = values[~np.isnan(values)]
+            found[name] = float(known.mean()) if len(known) else None
+            found["by_query"][name] = [None if math.isnan(v) else v for v in values.tolist()]
+        return found
 
     def _loss(self) -> float:
         order = sorted(range(len(self._examples)), key=lambda i: -len(self._examples[i]))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from oirl.errors import ConfigError, NotFoundError, UnknownNameError
-from oirl.tuning.settings import METHODS, Hir, Raft, Settings, make_settings, merge, read_settings
+from oirl.tuning.configuring import METHODS, make_settings, merge, read_settings
+from oirl.tuning.settings import Hir, Raft, Settings
 
 LOG: dict[str, Any] = {"model": "m", "out": "o", "log": "l.parquet"}
 QUERIES: dict[str, Any] = {"model": "m", "out": "o", "queries": "q.jsonl", "grade": "numeric"}

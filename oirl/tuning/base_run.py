@@ -1,0 +1,222 @@
+"""What all runs of `oirl tune` do: open the model and the folder, validate, keep the best weights, tell and report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oirl import __version__
+from oirl.engines.base import Engine, Sampling, derive_seed
+from oirl.errors import ConfigError, DataError, TrainingError
+from oirl.language_models import folder_fingerprint, write_trained_prompts
+from oirl.tuning.lessons import make_examples
+from oirl.tuning.online_settings import Online
+from oirl.tuning.report import TuneReport, compare_validations
+from oirl.tuning.reporting import Reporter
+from oirl.tuning.run_folder import LESSON, VALIDATION, RunFolder
+from oirl.tuning.settings import Hir, Sampled, Settings
+from oirl.tuning.sources import Data, asked_prompt
+
+if TYPE_CHECKING:
+    from oirl.tuning.policy import Policy
+    from oirl.tuning.validating import Validation
+
+_HELD_OUT_ROLLOUTS = 2000
+
+
+class TuningRun:
+    """One run, from wherever it was stopped; a subclass says what an iteration is.
+
+    Args:
+        how: What the run is told.
+        data: What it learns from.
+        progress: Called with each line of metrics.
+    """
+
+    def __init__(self, how: Settings, data: Data, progress: Callable[[dict[str, Any]], None]) -> None:
+        from accelerate import PartialState
+
+        self._data, self._progress = data, progress
+        self._general = how
+        self._processes = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
+        _check_processes(how, self._processes)
+        self._iterations = how.iterations if isinstance(how, Sampled) else 1
+        self._trained = list(data.prompts)
+        self._asked = asked_prompt(how, self._trained)
+        self._prompts = data.method.asked(self._asked)
+        main = self._processes.is_main_process
+        self._folder = RunFolder(Path(how.out), _identity(how, data), writes=main)
+        self._processes.wait_for_everyone()
+        self._updates = self._folder.updates_done
+
+    def go(self) -> TuneReport:
+        """Tune, unless the result is there already, and report."""
+        if not self._folder.finished:
+            self._reporter = Reporter(self._general.report_to, self._folder.path)
+            self._tune()
+            self._reporter.close()
+        self._folder.finish(lambda _: None)
+        return self._report()
+
+    def _tune(self) -> None:
+        from oirl.tuning.policy import Policy
+
+        policy = self._policy = Policy(self._general)
+        self._encoder = self._make_encoder(policy)
+        self._check_texts()
+        self._validation = self._make_validation(policy)
+        self._learn(self._sampler(policy))
+        self._folder.finish(self._save_result)
+        self._processes.wait_for_everyone()
+
+    def _learn(self, sampler: Engine | None) -> None:
+        """Go through the iterations that are not done."""
+        raise NotImplementedError
+
+    def _make_encoder(self, policy: Policy) -> Any:
+        from oirl.tuning.examples import Encoder
+
+        unfinished = isinstance(self._general, Hir)  # a response without an end says something of its instruction too
+        return Encoder(policy, keep_unfinished=unfinished)
+
+    def _check_texts(self) -> None:
+        for template in self._prompts.values():
+            if self._encoder.context(template, "A?") is None:
+                raise ConfigError(f"the prompt {template!r} cannot be filled with a query alone; use {{query}}")
+        self._encoder.check_apart(list(self._prompts.values()))
+
+    def _make_validation(self, policy: Policy) -> Validation:
+        from oirl.tuning.validating import Validation
+
+        how, data = self._general, self._data
+        rng = np.random.default_rng(derive_seed(how.seed, "validation"))
+        queries = data.validation if data.validation_rewards else [q for q in data.validation if q.answer is not None]
+        if len(queries) > how.validation_queries:
+            queries = [queries[i] for i in sorted(rng.choice(len(queries), how.validation_queries, replace=False))]
+        examples: list[Any] = []
+        if data.held_out_rollouts:
+            try:
+                chosen = data.method.choose(data.held_out_rollouts)[0]
+                examples = make_examples(chosen, self._make_encoder(policy), how, rng)[:_HELD_OUT_ROLLOUTS]
+            except DataError as e:
+                data.warnings.append(f"no loss of held-out responses: {e}")
+        sampling = Sampling(how.max_tokens, how.validation_temperature, seed=derive_seed(how.seed, "validation"))
+        initial = {"prompt": self._asked}
+        return Validation(
+            policy,
+            queries,
+            self._prompts,
+            initial,
+            data.groups,
+            data.checker,
+            sampling,
+            examples,
+            rewards=data.validation_rewards,
+        )
+
+    def _sampler(self, policy: Policy) -> Engine | None:
+        how = self._general
+        if not isinstance(how, Sampled) or not how.queries:
+            return None
+        from oirl.tuning.policy import open_sampler
+
+        mode = "processed" if isinstance(how, Online) and how.temperature != 1 else None
+        params, updated = how.engine_params, how.iterations > 1
+        return open_sampler(policy, how.engine, how.model, params, updated=updated, logprobs_mode=mode)
+
+    def _save_state(self, folder: Path) -> None:
+        """Write all that going on from here needs, the policy among it."""
+        self._policy.save(folder)
+
+    def _validate(self, iteration: int, step: int) -> dict[str, Any] | None:
+        """Measure the policy and keep it if it is the best so far; None if there is nothing to measure."""
+        if self._validation.measures is None:
+            return None
+        measured = self._validation.measure(initial=not iteration and not step)
+        if "loss" in measured and not math.isfinite(measured["loss"]):
+            raise TrainingError(f"the loss of held-out responses is {measured['loss']}; lower learning_rate")
+        self._tell("validation", iteration, step, measured)
+        if self._general.keep == "best" and (iteration or step):
+            self._folder.keep_best(iteration, step, self._validation.value(measured), self._save_state, measured)
+        return measured
+
+    def _tell(self, kind: str, iteration: int, step: int, values: dict[str, Any], **speed: float) -> None:
+        self._folder.tell(kind, iteration, step, values)
+        if self._processes.is_main_process:
+            self._reporter.tell(self._updates + step, kind, values | speed)
+            self._progress({"kind": kind, "iteration": iteration, "step": step, **values, **speed})
+
+    def _save_result(self, folder: Path) -> None:
+        policy, best = self._policy, self._folder.best()
+        if best is not None:
+            policy.load(best[0])
+        policy.save(folder)
+        if best is not None:
+            shutil.copy(best[0] / VALIDATION, folder / VALIDATION)
+        asked = [text for prompt in self._trained for text in self._data.method.asked(prompt).values()]
+        templates = dict.fromkeys([*self._prompts.values(), *asked])
+        write_trained_prompts(folder, templates)
+
+    def _report(self) -> TuneReport:
+        how, lines = self._general, self._folder.metrics()
+        report = TuneReport(how.method, how.out, str(self._folder.path / "model"), self._prompts)
+        hidden = ("kind", "step", LESSON, "samples", "notes")
+        drawn = [row for row in lines if row["kind"] == "rollouts"]
+        report.iterations = [{k: v for k, v in row.items() if k not in hidden} for row in drawn]
+        for row in report.iterations:
+            for reason, count in row["left_out"].items():
+                report.left_out[reason] = report.left_out.get(reason, 0) + count
+        report.guards = [
+            {k: v for k, v in row.items() if k not in ("kind", "step")} for row in lines if row["kind"] == "guard"
+        ]
+        report.warnings = list(self._data.warnings)
+        noted: dict[str, str] = {}
+        for row in drawn:
+            for kind, text in row.get("notes", {}).items():
+                noted.setdefault(kind, f"from iteration {row['iteration']} on: {text}")
+        report.warnings += noted.values()
+        measured = [row for row in lines if row["kind"] == "validation"]
+        if measured:
+            file = self._folder.path / "model" / VALIDATION
+            kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+            compare_validations(report, measured, kept)
+        else:
+            report.warnings.append("nothing was validated: name a checker under `grade`, and hold queries out")
+        return report
+
+
+def _identity(how: Settings, data: Data) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    known = how.model_dump(mode="json", exclude={"out", "report_to"})
+    path = Path(how.model)
+    return (
+        {"method": how.method}
+        | known
+        | {
+            "model_fingerprint": folder_fingerprint(path) if path.is_dir() else None,
+            "data_fingerprint": data.fingerprint,
+            "versions": {"oirl": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        }
+    )
+
+
+def _check_processes(how: Settings, processes: Any) -> None:
+    if how.batch % (how.micro_batch * processes.num_processes):
+        raise ConfigError(
+            f"batch = {how.batch} is no multiple of micro_batch = {how.micro_batch} on each of "
+            f"{processes.num_processes} devices"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ConfigError(
+            "a policy that is sharded over devices (FSDP) is not supported yet: start without it, so that each device "
+            "holds the model; adapters (lora_rank) need far less memory"
+        )

@@ -1,0 +1,238 @@
+"""Runs of online updates: draw, reward, measure, guard, learn, validate; again (apa, ppo, awr)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oirl.engines.base import Engine
+from oirl.engines.parity import THRESHOLDS
+from oirl.tuning.base_run import TuningRun
+from oirl.tuning.guards import (
+    MOST_ROLLBACKS,
+    RAISE_FACTOR,
+    ROLLBACK_FACTOR,
+    WARNED_DRIFT,
+    drifted,
+    over_optimised,
+    too_far,
+)
+from oirl.tuning.lessons import rollout_figures
+from oirl.tuning.online_settings import Apa, Online
+from oirl.tuning.refitting import check_refit, refit_reward
+from oirl.tuning.run_folder import LESSON
+from oirl.tuning.scoring import by_model, open_reward_model, whole_rewards
+from oirl.tuning.sources import Data
+
+_SAMPLES = 2
+
+
+class OnlineRun(TuningRun):
+    """A run of APA, PPO or AWR; see `TuningRun`."""
+
+    def __init__(self, how: Online, data: Data, progress: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(how, data, progress)
+        self._how = how
+        self._first: dict[str, Any] | None = None
+        self._best: dict[str, Any] | None = None
+        self._groups: np.ndarray | None = None
+        self._rollbacks = self._reward_from = 0
+        if how.refit_reward_every:
+            check_refit(how)
+        if isinstance(how, Apa) and how.log:
+            data.warnings.append(
+                "apa learns online: from a log it is known to do worse than awr (2306.02231, appendix D.3)"
+            )
+
+    def _learn(self, sampler: Engine | None) -> None:
+        from oirl.tuning.drawing import Drawer
+        from oirl.tuning.learner import Learner
+
+        self._learner = Learner(self._how, self._policy, self._processes)
+        prompt = next(iter(self._prompts.items()))
+        self._drawer = Drawer(
+            self._how, self._data, self._policy, self._encoder, prompt, self._folder, self._processes, sampler
+        )
+        done = self._folder.iterations_done
+        resumed = self._folder.weights.is_dir()
+        if resumed:
+            self._load_state(self._folder.weights)
+        self._folder.go_on(done, 0)
+        self._folder.forget_bests(done)
+        for row in self._folder.metrics():
+            self._recall(row)
+        if not done:
+            self._look(self._validate(0, 0))
+        for iteration in range(done, self._how.iterations):
+            if not self._iterate(iteration, save=not (resumed and iteration == done)):
+                break
+
+    def _iterate(self, iteration: int, *, save: bool) -> bool:
+        """Do an iteration; False if the run is to end here.
+
+        The state is kept before anything is learned, when the guards have passed it: what a run goes back to is sound.
+        """
+        from oirl.tuning.drawing import Clock
+        from oirl.tuning.experience import make_experience, response_mask, token_rewards
+
+        how, learner, clock = self._how, self._learner, Clock()
+        self._refit(iteration)
+        drawn = self._drawer.draw(iteration, clock)
+        ended = [r.finished for r in drawn.rollouts]
+        mask = response_mask([len(e.response) for e in drawn.examples])
+        rewards = token_rewards(drawn.rewards, ended, mask, how, learner.moments)
+        measured = learner.measure(drawn.examples, [r.logprobs for r in drawn.rollouts])
+        queries = {q: i for i, q in enumerate(dict.fromkeys(r.query_id for r in drawn.rollouts))}
+        of_query = [queries[r.query_id] for r in drawn.rollouts]
+        experience = make_experience(drawn.examples, measured, rewards, of_query, how, learner.kl.kl_coef)
+        clock.lap("measure", sum(map(len, drawn.examples)))
+        figures = self._figures(drawn, experience, rewards)
+        self._tell("rollouts", iteration, 0, figures)
+        self._recall({"kind": "rollouts", "iteration": iteration, **figures})
+        if reason := self._beyond(figures):
+            action = self._act(iteration, 0, reason, self._folder.weights)
+            if action != "raise_kl_coef":
+                return action != "stop"
+        elif save and iteration % how.save_every == 0:
+            self._folder.finish_iteration(iteration, self._updates, self._save_state)
+            self._processes.wait_for_everyone()
+        told = learner.update(experience, iteration)
+        clock.lap("update", how.epochs * sum(map(len, drawn.examples)))
+        learner.kl.update(figures["kl"], len(drawn.examples))
+        step = int(told["updates"])
+        self._tell("update", iteration, step, told, **clock.told())
+        self._folder.tell_times({"iteration": iteration, **clock.told()})
+        going_on = self._validated(iteration, step)
+        self._updates += step
+        return going_on
+
+    def _figures(self, drawn: Any, experience: Any, rewards: Any) -> dict[str, Any]:
+        """Return what is told of an iteration's rollouts."""
+        from oirl.tuning.experience import experience_figures, experience_hash
+
+        whole = whole_rewards(drawn.rewards)
+        figures = rollout_figures(drawn.rollouts)
+        figures |= {"reward": float(whole.mean()), "reward_deviation": float(whole.std())}
+        figures |= experience_figures(experience, rewards) | {"kl_coef": self._learner.kl.kl_coef}
+        figures |= {"examples": len(drawn.examples), "left_out": drawn.left_out}
+        figures["samples"] = [
+            {"query": r.query, "response": r.response, "reward": float(reward), "correct": r.correct}
+            for r, reward in zip(drawn.rollouts[:_SAMPLES], whole, strict=False)
+        ]
+        if notes := self._notes(figures):
+            figures["notes"] = notes
+        return figures | {LESSON: experience_hash(drawn.examples, rewards)}
+
+    def _notes(self, figures: Mapping[str, Any]) -> dict[str, str]:
+        """Return kind -> what is worth a warning in an iteration's figures."""
+        found = {}
+        drift = drifted(self._first, figures, WARNED_DRIFT) if self._first is not None else None
+        if drift is not None:
+            found["drift"] = drift
+        limit, gap = THRESHOLDS[self._policy.number_type], figures.get("engine_gap")
+        if gap is not None and gap > limit:
+            found["engine"] = (
+                f"the engine's log-probs differ from the trainer's by {gap:.3g} nats on average (up to {limit:g} is "
+                "rounding); see `oirl doctor --engine`, and importance_cap"
+            )
+        return found
+
+    def _refit(self, iteration: int) -> None:
+        """Take the reward model that is due at an iteration, fitted to all verdicts so far."""
+        every = self._how.refit_reward_every
+        due = iteration // every * every if every else 0
+        if due == self._reward_from:
+            return
+        folder = self._folder.path / f"reward-{due:03}"
+        if not folder.is_dir() and self._processes.is_main_process:
+            held_out = {q.query_id for q in self._data.validation}
+            refit_reward(self._how, [self._folder.rollouts(i) for i in range(due)], held_out, folder)
+        self._processes.wait_for_everyone()
+        self._data.scorer = by_model(open_reward_model(folder))
+        self._reward_from = due
+        if iteration == due:
+            self._best = None  # rewards of another model cannot be compared with the last one's
+
+    def _beyond(self, figures: Mapping[str, Any]) -> str | None:
+        how = self._how
+        reason = too_far(figures["kl"], how.max_kl)
+        if reason is None and how.max_drift is not None and self._first is not None:
+            reason = drifted(self._first, figures, how.max_drift)
+        return reason
+
+    def _validated(self, iteration: int, step: int) -> bool:
+        """Validate where it is time, and see whether the reward is being gamed; False if the run is to end."""
+        how = self._how
+        if (iteration + 1) % how.evaluate_every and iteration + 1 < how.iterations:
+            return True
+        measured = self._validate(iteration, step)
+        if measured is None:
+            return True
+        reason = self._gamed(measured) if how.guard_gold else None
+        if reason is None:
+            self._look(measured)
+            return True
+        best = self._folder.best()
+        return self._act(iteration, step, reason, self._folder.weights if best is None else best[0]) != "stop"
+
+    def _gamed(self, measured: Mapping[str, Any]) -> str | None:
+        if self._best is None or self._groups is None:
+            return None
+        then, now = (_rewards_and_gold(row) for row in (self._best, measured))
+        if then is None or now is None:
+            return None
+        return over_optimised(then[0], now[0], then[1], now[1], self._groups)
+
+    def _look(self, measured: Mapping[str, Any] | None) -> None:
+        """Remember the best validation so far."""
+        if measured is None:
+            return
+        if "groups" in measured:
+            self._groups = np.array(measured["groups"])
+        value = self._validation.value(measured)
+        if self._best is None or value > self._validation.value(self._best):
+            self._best = dict(measured)
+
+    def _act(self, iteration: int, step: int, reason: str, back_to: Path) -> str:
+        """Do what is to be done beyond a limit, and tell of it; return what was done."""
+        action, kl = str(self._how.on_exceed), self._learner.kl
+        if action == "rollback" and self._rollbacks >= MOST_ROLLBACKS:
+            action, reason = "stop", f"{reason}; going back {MOST_ROLLBACKS} times did not help"
+        coefficient = kl.kl_coef
+        if action == "rollback":
+            self._load_state(back_to)
+            self._rollbacks += 1
+            kl.kl_coef = coefficient * ROLLBACK_FACTOR
+        elif action == "raise_kl_coef":
+            kl.kl_coef = coefficient * RAISE_FACTOR
+        self._tell("guard", iteration, step, {"reason": reason, "action": action, "kl_coef": kl.kl_coef})
+        return action
+
+    def _recall(self, row: Mapping[str, Any]) -> None:
+        """Take in what has been told, by an earlier process or by this one."""
+        if row["kind"] == "rollouts" and row["iteration"] == 0:
+            self._first = {name: row[name] for name in ("tokens_mean", "distinct_2")}
+        elif row["kind"] == "validation":
+            self._look(row)
+        elif row["kind"] == "guard":
+            self._rollbacks += row["action"] == "rollback"
+
+    def _save_state(self, folder: Path) -> None:
+        super()._save_state(folder)
+        self._learner.save(folder)
+
+    def _load_state(self, folder: Path) -> None:
+        self._policy.load(folder)
+        self._learner.load(folder)
+
+
+def _rewards_and_gold(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the reward that is trained for and gold of each held-out query; None where they are one and the same."""
+    by_query = row.get("by_query", {})
+    gold = by_query.get("gold", row.get("right"))
+    if "reward" not in by_query or gold is None:
+        return None
+    return np.array(by_query["reward"], dtype=np.float64), np.array(gold, dtype=np.float64)

@@ -1,0 +1,48 @@
+"""A reward model fitted anew while a policy is trained by it: new verdicts are mixed with the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from oirl.errors import ConfigError
+from oirl.logs.store import read_log
+from oirl.tuning.online_settings import Online
+from oirl.tuning.scoring import open_reward_model
+
+REFITTED = "response-reward-model"
+
+
+def check_refit(how: Online) -> None:
+    """Refuse a reward model that cannot be fitted to verdicts.
+
+    Raises:
+        ConfigError: If so.
+    """
+    kind = getattr(open_reward_model(how.reward), "kind", None)
+    if kind != REFITTED:
+        raise ConfigError(
+            f"refit_reward_every fits a model to verdicts of responses (`oirl fit --target response`), and "
+            f"{how.reward} is a {kind}"
+        )
+
+
+def refit_reward(how: Online, rollouts: Sequence[Path], held_out: Collection[str], out: Path) -> None:
+    """Fit a new model like `how.reward` to the old log and to rollouts, and save it.
+
+    Args:
+        how: Names the model and the old log.
+        rollouts: Folders of the rollouts so far.
+        held_out: Ids of queries that the policy is measured on: nothing is learned from them here either.
+        out: Where the new model goes.
+
+    Raises:
+        DataError: If there is nothing to learn from.
+    """
+    tables = [read_log(list(how.refit_log)), *(read_log(folder) for folder in rollouts)]
+    log = pa.concat_tables(tables)
+    log = log.filter(pc.invert(pc.is_in(log["query_id"], pa.array(sorted(held_out), pa.string()))))
+    open_reward_model(how.reward).clone().fit(log).save(out)

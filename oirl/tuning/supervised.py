@@ -1,0 +1,115 @@
+"""Runs of supervised updates: sample or read, choose or relabel, learn, validate; again."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from oirl.engines.base import Engine, Sampling, derive_seed
+from oirl.tuning.base_run import TuningRun
+from oirl.tuning.lessons import Chosen, lesson_hash, make_examples
+from oirl.tuning.rollouts import Rollout, read_rollouts, sample_rollouts
+from oirl.tuning.run_folder import LESSON
+from oirl.tuning.settings import Hir, Raft, Sampled, SupervisedUpdates
+from oirl.tuning.sources import Data
+
+
+class SupervisedRun(TuningRun):
+    """A run of sft, filter, RAFT or HIR; see `TuningRun`."""
+
+    def __init__(self, how: SupervisedUpdates, data: Data, progress: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(how, data, progress)
+        self._how = how
+        self._failed: Counter[str] = Counter()
+
+    def _learn(self, sampler: Engine | None) -> None:
+        done = self._folder.iterations_done
+        if done:
+            self._policy.load(self._folder.weights)
+        self._folder.go_on(done, self._checkpoint_step(done))
+        if not done:
+            self._validate(0, 0)
+        for iteration in range(done, self._iterations):
+            self._iterate(iteration, sampler)
+
+    def _checkpoint_step(self, iteration: int) -> int:
+        from oirl.tuning.trainer import last_checkpoint
+
+        found = last_checkpoint(self._folder.checkpoints(iteration))
+        return int(found.name.rpartition("-")[2]) if found else 0
+
+    def _iterate(self, iteration: int, sampler: Engine | None) -> None:
+        from oirl.language_models import padding_id
+        from oirl.tuning.trainer import Objective, UpdateTrainer, last_checkpoint, steps_of
+
+        how, policy = self._how, self._policy
+        chosen, figures = self._data.chosen or self._drawn(iteration, sampler)
+        rng = np.random.default_rng(derive_seed(how.seed, "suboutputs", iteration))
+        self._encoder.left_out.clear()
+        self._encoder.left_out.update(self._failed)
+        examples = make_examples(chosen, self._encoder, how, rng)
+        figures = figures | {"examples": len(examples), "left_out": dict(self._encoder.left_out)}
+        figures[LESSON] = lesson_hash(examples)
+        self._tell("rollouts", iteration, 0, figures)
+        objective = Objective()
+        if isinstance(how, Hir):
+            objective = Objective(how.label_smoothing, how.contrastive, how.contrastive_coef, how.entropy_coef)
+        folder = self._folder.checkpoints(iteration)
+        trainer = UpdateTrainer(
+            policy.model,
+            examples,
+            objective,
+            how,
+            folder,
+            seed=derive_seed(how.seed, "updates", iteration),
+            fill=padding_id(policy.tokenizer),
+            start=policy.start,
+            limit=policy.limit,
+            emit=lambda step, values, speed: self._tell("update", iteration, step, values, tokens_per_s=speed),
+            evaluate=lambda step: self._validate(iteration, step),
+        )
+        checkpoint = last_checkpoint(folder)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        del trainer  # its optimizer would stay in memory while the next responses are drawn
+        gc.collect()
+        self._updates += steps_of(how, len(examples))
+        self._folder.finish_iteration(iteration + 1, self._updates, self._save_state)
+        self._processes.wait_for_everyone()
+
+    def _drawn(self, iteration: int, sampler: Engine | None) -> tuple[Chosen, dict[str, Any]]:
+        """Return what is chosen of the responses of an iteration, drawing those that are not there yet."""
+        how, policy, folder = self._how, self._policy, self._folder.rollouts(iteration)
+        assert isinstance(how, Sampled)
+        assert sampler is not None
+        name, template = next(iter(self._prompts.items()))
+        if iteration and sampler is not None and how.engine != "transformers":
+            texts = [self._encoder.context(template, q.query) for q in self._data.queries[:4]]
+            policy.send(sampler, [ids for ids in texts if ids])
+        seed = derive_seed(how.seed, "rollouts", iteration)
+        with policy.computing():
+            sample_rollouts(
+                sampler,
+                self._data.queries,
+                (name, template),
+                folder,
+                Sampling(how.max_tokens, how.temperature, seed=seed, logprobs=True),
+                samples=how.samples,
+                grade=how.grade,
+                share=(self._processes.process_index, self._processes.num_processes),
+            )
+        self._processes.wait_for_everyone()
+        rollouts, self._failed = read_rollouts(folder, how.prompt)
+        penalties = None
+        if isinstance(how, Raft) and how.kl_coef:
+            penalties = how.kl_coef * self._divergence(rollouts)
+        return self._data.method.choose(rollouts, penalties)
+
+    def _divergence(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+        """Return log π − log π_ref of each response, summed over its tokens (k1), float (n,), in nats."""
+        with self._policy.reference() as engine, self._policy.computing():
+            scored = engine.score([r.prompt_ids or () for r in rollouts], [r.token_ids or () for r in rollouts])
+        return np.array([sum(r.logprobs or ()) - sum(row) for r, row in zip(rollouts, scored, strict=True)])
