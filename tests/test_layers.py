@@ -53,6 +53,12 @@ PURE = [
     "oirl/tuning/losses.py",
     "oirl/tuning/relabelling.py",
     "oirl/tuning/choosing.py",
+    "oirl/tuning/advantages.py",
+    "oirl/tuning/kl.py",
+    "oirl/tuning/shaping.py",
+    "oirl/tuning/policy_losses.py",
+    "oirl/tuning/guards.py",
+    "oirl/tuning/experience.py",
 ]
 HEAVY = ["torch", "sklearn", "xgboost", "transformers", "sentence_transformers", "pandas", "scipy", "pyarrow"]
 SOURCES = sorted([*ROOT.glob("oirl/**/*.py"), *ROOT.glob("cli/**/*.py"), *ROOT.glob("data/**/*.py")])

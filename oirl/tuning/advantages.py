@@ -52,11 +52,12 @@ def group_advantages(rewards: torch.Tensor, groups: Sequence[int]) -> torch.Tens
         rewards: R_i of whole responses, (n,).
         groups: The query of each response, length n.
     """
-    index = torch.as_tensor(groups, device=rewards.device)
+    index = torch.as_tensor(groups, dtype=torch.long, device=rewards.device)
+    exact = rewards.double()  # equal rewards are to leave nothing, not rounding
     size = int(index.max()) + 1 if len(index) else 0
-    sums = torch.zeros(size, dtype=rewards.dtype, device=rewards.device).index_add(0, index, rewards)
-    counts = torch.bincount(index, minlength=size).to(rewards.dtype)
-    return rewards - (sums / counts.clamp(min=1))[index]
+    sums = torch.zeros(size, dtype=exact.dtype, device=rewards.device).index_add(0, index, exact)
+    counts = torch.bincount(index, minlength=size)
+    return (exact - (sums / counts.clamp(min=1))[index]).to(rewards.dtype)
 
 
 def leave_one_out_advantages(rewards: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
@@ -68,8 +69,8 @@ def leave_one_out_advantages(rewards: torch.Tensor, groups: Sequence[int]) -> to
         rewards: R_i of whole responses, (n,).
         groups: The query of each response, length n.
     """
-    index = torch.as_tensor(groups, device=rewards.device)
-    counts = torch.bincount(index)[index].to(rewards.dtype) if len(index) else rewards
+    index = torch.as_tensor(groups, dtype=torch.long, device=rewards.device)
+    counts = torch.bincount(index)[index].to(rewards.dtype)
     return group_advantages(rewards, groups) * counts / (counts - 1).clamp(min=1)
 
 
@@ -88,13 +89,16 @@ def centred(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def standardised(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the advantages with mean 0 and variance 1 over the mask ("whitened"), 0 outside of it.
 
-    What counts them, such as λ of APA, then counts standard deviations. If all are alike, they are 0.
+    What counts them, such as λ of APA, then counts standard deviations. Differences that are no more than rounding,
+    below a millionth of the largest advantage or 1e-8, count as none, and all are 0.
     """
-    around = centred(advantages, mask)
-    deviation = (around.square().sum() / mask.bool().sum().clamp(min=1)).sqrt()
-    return (
-        around / deviation if deviation > 1e-8 * advantages.masked_fill(~mask.bool(), 0.0).abs().max() else around * 0
-    )
+    kept = mask.bool()
+    exact = advantages.masked_fill(~kept, 0.0).double()
+    around = centred(exact, mask)
+    deviation = (around.square().sum() / kept.sum().clamp(min=1)).sqrt()
+    largest = float(exact.detach().abs().max()) if exact.numel() else 0.0
+    told = deviation > max(1e-6 * largest, 1e-8)
+    return (around / deviation if told else around * 0).to(advantages.dtype)
 
 
 WHITENING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

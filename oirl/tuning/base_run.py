@@ -40,6 +40,9 @@ class TuningRun:
         progress: Called with each line of metrics.
     """
 
+    keeps_initial = False
+    """Whether the initial model is the result if nothing is better."""
+
     def __init__(self, how: Settings, data: Data, progress: Callable[[dict[str, Any]], None]) -> None:
         from accelerate import PartialState
 
@@ -143,7 +146,7 @@ class TuningRun:
         if "loss" in measured and not math.isfinite(measured["loss"]):
             raise TrainingError(f"the loss of held-out responses is {measured['loss']}; lower learning_rate")
         self._tell("validation", iteration, step, measured)
-        if self._general.keep == "best" and (iteration or step):
+        if self._general.keep == "best" and (iteration or step or self.keeps_initial):
             self._folder.keep_best(iteration, step, self._validation.value(measured), self._save_state, measured)
         return measured
 

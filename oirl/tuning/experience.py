@@ -14,7 +14,7 @@ from oirl.tuning.advantages import BASELINES, WHITENING, explained_variance, gen
 from oirl.tuning.examples import Example
 from oirl.tuning.kl import kl_k1, kl_k3
 from oirl.tuning.online_settings import Online, Ppo
-from oirl.tuning.shaping import RunningMoments, at_last_token, penalised_rewards
+from oirl.tuning.shaping import at_last_token, penalised_rewards
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def by_token(values: Sequence[Sequence[float] | None], mask: torch.Tensor) -> to
 
 
 def token_rewards(
-    rewards: np.ndarray, finished: Sequence[bool], mask: torch.Tensor, how: Online, moments: RunningMoments
+    rewards: np.ndarray, finished: Sequence[bool], mask: torch.Tensor, how: Online, deviation: float
 ) -> torch.Tensor:
     """Return r_t, float32 (n, t): scaled, cut, less the penalty of responses that were cut off.
 
@@ -81,13 +81,12 @@ def token_rewards(
         finished: Whether a response was ended by the model, length n.
         mask: 1 = a token of a response.
         how: Says how.
-        moments: Of all rewards so far; these are added.
+        deviation: The standard deviation of all rewards so far.
     """
     parted = rewards.dtype == object
     given = by_token([list(row) for row in rewards], mask) if parted else torch.tensor(rewards, dtype=torch.float64)
     if how.reward_scale == "running":
-        moments.add(torch.tensor([float(np.sum(value)) for value in rewards], dtype=torch.float64))
-        given = given / moments.deviation
+        given = given / deviation
     if how.reward_clip is not None:
         given = given.clamp(-how.reward_clip, how.reward_clip)
     placed = given.float() if parted else at_last_token(given.float(), mask)

@@ -51,4 +51,4 @@ class AdaptiveKl(FixedKl):
     def update(self, kl: float, n: int) -> None:
         """Take the mean KL of n responses, in nats, into account."""
         error = min(max(kl / self._target - 1, -0.2), 0.2)
-        self.kl_coef *= 1 + error * n / self._horizon
+        self.kl_coef *= 1 + error * min(n / self._horizon, 1.0)

@@ -31,7 +31,9 @@ _SAMPLES = 2
 
 
 class OnlineRun(TuningRun):
-    """A run of APA, PPO or AWR; see `TuningRun`."""
+    """A run of APA, PPO or AWR; see `TuningRun`. If no validation beats the first, the result is the initial model."""
+
+    keeps_initial = True
 
     def __init__(self, how: Online, data: Data, progress: Callable[[dict[str, Any]], None]) -> None:
         super().__init__(how, data, progress)
@@ -41,7 +43,7 @@ class OnlineRun(TuningRun):
         self._groups: np.ndarray | None = None
         self._rollbacks = self._reward_from = 0
         if how.refit_reward_every:
-            check_refit(how)
+            check_refit(how, [*data.queries, *data.validation])
         if isinstance(how, Apa) and how.log:
             data.warnings.append(
                 "apa learns online: from a log it is known to do worse than awr (2306.02231, appendix D.3)"
@@ -75,6 +77,8 @@ class OnlineRun(TuningRun):
 
         The state is kept before anything is learned, when the guards have passed it: what a run goes back to is sound.
         """
+        import torch
+
         from oirl.tuning.drawing import Clock
         from oirl.tuning.experience import make_experience, response_mask, token_rewards
 
@@ -83,7 +87,8 @@ class OnlineRun(TuningRun):
         drawn = self._drawer.draw(iteration, clock)
         ended = [r.finished for r in drawn.rollouts]
         mask = response_mask([len(e.response) for e in drawn.examples])
-        rewards = token_rewards(drawn.rewards, ended, mask, how, learner.moments)
+        moments = learner.moments.joined(torch.from_numpy(whole_rewards(drawn.rewards)))
+        rewards = token_rewards(drawn.rewards, ended, mask, how, moments.deviation)
         measured = learner.measure(drawn.examples, [r.logprobs for r in drawn.rollouts])
         queries = {q: i for i, q in enumerate(dict.fromkeys(r.query_id for r in drawn.rollouts))}
         of_query = [queries[r.query_id] for r in drawn.rollouts]
@@ -99,6 +104,7 @@ class OnlineRun(TuningRun):
         elif save and iteration % how.save_every == 0:
             self._folder.finish_iteration(iteration, self._updates, self._save_state)
             self._processes.wait_for_everyone()
+        learner.moments = moments  # only now: what is kept above is how this iteration began
         told = learner.update(experience, iteration)
         clock.lap("update", how.epochs * sum(map(len, drawn.examples)))
         learner.kl.update(figures["kl"], len(drawn.examples))

@@ -18,6 +18,7 @@ import math
 import torch
 
 Metrics = dict[str, torch.Tensor]
+_LARGEST = 80.0
 
 
 def token_weights(mask: torch.Tensor) -> torch.Tensor:
@@ -60,7 +61,7 @@ def apa_loss(
         The loss, and `target_gap`: log π_θ less its target, in nats.
     """
     logprobs, anchor_logprobs, advantages = _masked(mask, logprobs, anchor_logprobs, advantages)
-    gap = logprobs - advantages / kl_coef - anchor_logprobs
+    gap = logprobs - advantages.detach() / kl_coef - anchor_logprobs
     return gap.square(), {"target_gap": gap.detach().abs()}
 
 
@@ -106,16 +107,16 @@ def ppo_loss(
         clip_range: ε.
 
     Returns:
-        The loss, and `ratio`, `clipped` (where the clipped term is the lesser), `kl_to_old` (k3).
+        The loss, and `ratio`, `clipped` (where the clipped term is the lesser), `kl_old`: KL(π_old‖π_θ) by k3.
     """
-    logprobs, old_logprobs, advantages = _masked(mask, logprobs, old_logprobs, advantages)
-    log_ratio = logprobs - old_logprobs
+    logprobs, old_logprobs, advantages = _masked(mask, logprobs, old_logprobs, advantages.detach())
+    log_ratio = (logprobs - old_logprobs).clamp(max=_LARGEST)  # e^88.7 is infinite, and 0 · ∞ no gradient
     ratio, told = log_ratio.exp(), log_ratio.detach()
     free, bounded = -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     return torch.maximum(free, bounded), {
         "ratio": ratio.detach().masked_fill(~mask.bool(), 0.0),
         "clipped": (bounded > free).to(told.dtype),
-        "kl_to_old": torch.expm1(-told) + told,
+        "kl_old": torch.expm1(told) - told,
     }
 
 
@@ -146,7 +147,8 @@ def interpolated_loss(
         reference_weights: Their weights, which sum to 1, the same shape.
         mle_coef: α.
     """
-    return sampled_loss - mle_coef * (reference_weights * reference_logprobs).sum()
+    counted = reference_logprobs.masked_fill(reference_weights == 0, 0.0)
+    return sampled_loss - mle_coef * (reference_weights * counted).sum()
 
 
 def value_loss(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Metrics]:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from oirl.errors import ConfigError
+from oirl.errors import ConfigError, DataError
 from oirl.logs.store import read_log
+from oirl.logs.text import normalise
+from oirl.records import Query
 from oirl.tuning.online_settings import Online
 from oirl.tuning.scoring import open_reward_model
 
 REFITTED = "response-reward-model"
 
 
-def check_refit(how: Online) -> None:
-    """Refuse a reward model that cannot be fitted to verdicts.
+def check_refit(how: Online, queries: Iterable[Query]) -> None:
+    """Refuse, before anything is drawn, a reward model or a log that cannot be fitted to.
 
     Raises:
-        ConfigError: If so.
+        ConfigError: If the model does not learn from verdicts.
+        DataError: If a query of the log is another text than the query of that id which is to be asked.
     """
     kind = getattr(open_reward_model(how.reward), "kind", None)
     if kind != REFITTED:
@@ -28,6 +31,15 @@ def check_refit(how: Online) -> None:
             f"refit_reward_every fits a model to verdicts of responses (`oirl fit --target response`), and "
             f"{how.reward} is a {kind}"
         )
+
+    texts = {q.query_id: normalise(q.query) for q in queries}
+    log = read_log(list(how.refit_log), ["query_id", "query"])
+    for name, text in zip(log["query_id"].to_pylist(), log["query"].to_pylist(), strict=True):
+        if texts.get(name, normalise(text)) != normalise(text):
+            raise DataError(
+                f"the query {name!r} is one text in refit_log ({', '.join(how.refit_log)}) and another in "
+                f"{how.queries}; give each text an id of its own"
+            )
 
 
 def refit_reward(how: Online, rollouts: Sequence[Path], held_out: Collection[str], out: Path) -> None:

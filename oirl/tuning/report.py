@@ -62,6 +62,11 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], kept
         report.after |= gain_of(measured[0]["right"], after["right"], measured[0]["groups"])
     for name in after.get("by_query", ()):
         report.after |= reward_gain(name, measured[0], after)
+    if report.kept == {"iteration": 0, "step": 0}:
+        report.warnings.append(
+            "no validation was better than that of the initial model: the result is the initial model"
+        )
+        return
     if kept is not None and len(measured) > 2:
         report.warnings.append(
             f"the result is the best of {len(measured) - 1} validations, so its figures and gain there are too good; "

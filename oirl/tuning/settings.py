@@ -70,7 +70,7 @@ class Settings(BaseModel):
     keep: Literal["best", "last"] = "best"
     report_to: tuple[str, ...] = ()
 
-    @field_validator("log", "report_to", mode="before")
+    @field_validator("log", "report_to", "refit_log", mode="before", check_fields=False)
     @classmethod
     def _several(cls, value: Any) -> Any:
         found = (value,) if isinstance(value, str) else value

@@ -61,6 +61,13 @@ class RunningMoments:
         self.mean += shift * n / total
         self.count = total
 
+    def joined(self, values: torch.Tensor) -> RunningMoments:
+        """Return the moments with more rewards taken in, (n,); these stay as they are."""
+        found = RunningMoments()
+        found.restore(self.state())
+        found.add(values)
+        return found
+
     @property
     def deviation(self) -> float:
         """The standard deviation so far; 1 where there is none."""
