@@ -62,9 +62,8 @@ class Learner:
         self._head = self._value if isinstance(self._value, ValueHead) else None
         for model in self._models():
             _without_dropout(model)
-            if how.gradient_checkpointing and hasattr(model, "gradient_checkpointing_enable"):
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-                model.train()  # activations are recomputed in this mode only; dropout is off
+            if how.gradient_checkpointing:
+                _recompute_activations(model)
         self._trained: dict[str, dict[str, nn.Parameter]] = {"policy": _trainable(policy.model)}
         if self._value is not None:
             self._trained["value"] = _trainable(self._value)
@@ -305,6 +304,15 @@ def _without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+
+
+def _recompute_activations(model: Any) -> None:
+    """Have activations recomputed in the backward pass; transformers has renamed the method in version 5."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        if hasattr(model, f"{name}_enable"):
+            getattr(model, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+            model.train()  # only then; dropout is off
+            return
 
 
 def _rate(how: Online, at: float) -> float:

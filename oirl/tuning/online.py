@@ -60,10 +60,12 @@ class OnlineRun(TuningRun):
         )
         done = self._folder.iterations_done
         resumed = self._folder.weights.is_dir()
+        self._processes.wait_for_everyone()
         if resumed:
             self._load_state(self._folder.weights)
         self._folder.go_on(done, 0)
         self._folder.forget_bests(done)
+        self._processes.wait_for_everyone()
         for row in self._folder.metrics():
             self._recall(row)
         if not done:

@@ -348,6 +348,31 @@ class Scripted(Engine):
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
+def test_apa_learns_with_vllm_and_proves_the_weights_after_each_update(lora_rank: int, tmp_path: Path) -> None:
+    """A short run whose reward rises; each iteration after the first sends the weights, and a probe is scored."""
+    rows = [{"query": p.query, "answer": str(p.answer)} for p in generate_problems(80, random.Random(6), held_out=True)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {
+        "model": BASE, "queries": str(tmp_path / "queries.jsonl"), "out": str(tmp_path / "run"), "grade": "numeric",
+        "iterations": 10, "rollouts": 64, "max_tokens": 48, "batch": 32, "micro_batch": 32, "held_out": 0.0,
+        "learning_rate": 2e-3 if lora_rank else 5e-4, "lora_rank": lora_rank,
+        "engine": "vllm", "engine_params": {"dtype": "float32", "options": ON_CPU},
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(json.dumps(settings))
+    done = run_oirl("tune", "apa", "--config", tmp_path / "c.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["iterations"]
+    assert abs(rows[0]["kl"]) < 0.05
+    assert rows[-1]["kl"] > 0.2
+    # vLLM draws from the weights that are trained: its log-probs are the trainer's, in every iteration.
+    assert all(row["engine_gap"] < 2e-3 for row in rows)
+    first, last = (sum(row["reward"] for row in some) / 3 for some in (rows[:3], rows[-3:]))
+    assert last > first + 0.05
+    times = [json.loads(line) for line in (tmp_path / "run" / "times.jsonl").read_text().splitlines()]
+    assert ["seconds_sync" in row for row in times] == [False] + [True] * 9
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
 def test_raft_draws_with_vllm_and_sends_it_the_new_weights(lora_rank: int, tmp_path: Path) -> None:
     """In a process of its own: one engine a process."""
     rows = [{"query": p.query, "answer": str(p.answer)} for p in generate_problems(16, random.Random(6), held_out=True)]

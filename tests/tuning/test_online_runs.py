@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 from small_runs import make_queries, write_queries, write_small_log
+from test_encoder_decoder import make
 
 import oirl
 from oirl.errors import ConfigError, DataError, TrainingError
@@ -353,3 +359,59 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
     with pytest.raises(ConfigError, match=told):
         oirl.tune("apa", online(tmp_path / "run", queries, **changes))
     assert not (tmp_path / "run").exists()
+
+
+# Other models, other devices
+
+
+def test_activations_may_be_recomputed(tmp_path: Path, queries: str) -> None:
+    """The losses and weights are the same, but for rounding."""
+    plain, recomputed = (tmp_path / name for name in ("plain", "recomputed"))
+    oirl.tune("ppo", online(plain, queries, iterations=1, keep="last"))
+    oirl.tune("ppo", online(recomputed, queries, iterations=1, keep="last", gradient_checkpointing=True))
+    (a,), (b,) = (lines_of(out, "update") for out in (plain, recomputed))
+    numbers = [k for k, v in a.items() if isinstance(v, float)]
+    assert [b[k] for k in numbers] == pytest.approx([a[k] for k in numbers], rel=1e-3, abs=1e-5)
+
+
+def test_dropout_is_off(tmp_path: Path, queries: str) -> None:
+    """π_θ / π_old is 1 before the first update, though the model's configuration has dropout."""
+    shutil.copytree(small_lm_path(), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    settings = online(tmp_path / "run", queries, iterations=1, epochs=1, batch=8, model=str(tmp_path / "model"))
+    oirl.tune("ppo", settings | {"gradient_checkpointing": True})
+    assert lines_of(tmp_path / "run", "update")[0]["ratio"] == pytest.approx(1, abs=1e-5)
+
+
+def test_encoder_decoder_models_are_trained_too(tmp_path: Path, queries: str) -> None:
+    for part in make("t5"):
+        part.save_pretrained(tmp_path / "t5")
+    settings = online(tmp_path / "run", queries, model=str(tmp_path / "t5"), iterations=2, keep="last")
+    report = oirl.tune("apa", settings)
+    told = lines_of(tmp_path / "run", "rollouts")
+    assert told[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert told[0]["engine_gap"] < 1e-3
+    assert told[1]["kl"] != 0
+    assert len(report.iterations) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["apa", "ppo"])
+def test_two_processes_learn_what_one_does(method: str, queries: str, tmp_path: Path) -> None:
+    settings = {"iterations": 3, "batch": 4, "micro_batch": 2, "learning_rate": 3e-4}
+    oirl.tune(method, online(tmp_path / "one", queries, **settings))
+    (tmp_path / "c.yaml").write_text(json.dumps(online(tmp_path / "two", queries, **settings)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in (".", "cli", "data"))}
+    environment |= {"ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "oirl_cli"]
+    command = [*launch, "tune", method, "--config", str(tmp_path / "c.yaml"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["method"] == method
+    for kind in ("rollouts", "update", "validation"):
+        one, two = (lines_of(tmp_path / name, kind) for name in ("one", "two"))
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            numbers = [k for k, v in a.items() if isinstance(v, float)]
+            assert [b[k] for k in numbers] == pytest.approx([a[k] for k in numbers], rel=2e-3, abs=2e-5)
