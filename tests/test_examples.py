@@ -79,3 +79,12 @@ def run_example(name: str, folder: Path, *arguments: str) -> str:
     assert done.returncode == 0, done.stderr
     assert not list(folder.iterdir())
     return done.stdout
+
+
+@pytest.mark.slow
+def test_the_whole_loop_of_apa_runs(tmp_path: Path) -> None:
+    done = run_example("online_loop.py", tmp_path, "--iterations", "3")
+    lines = re.findall(r"^iteration (\d): right (0\.\d+), KL (-?\d+\.\d+), explained variance", done, re.MULTILINE)
+    assert [line[0] for line in lines] == ["0", "1", "2"]
+    assert float(lines[0][2]) == 0
+    assert float(lines[2][2]) > 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,12 @@ def test_each_method_runs_and_tells_its_metrics_under_stable_names(method: str, 
     log = oirl.read_log(out / "rollouts")
     assert len(log) == 24
     assert not list(out.glob("weights-*")) + list(out.glob("best-*"))
+
+
+def test_the_docs_name_the_metrics() -> None:
+    docs = (ROOT / "docs" / "online.md").read_text(encoding="utf-8").split("## What is told")[1].split("\n## ")[0]
+    told = set(re.findall(r"`(\w+)`", docs))
+    assert ROLLOUT_NAMES | set().union(*UPDATE_NAMES.values()) | {"policy_loss", "value_loss", "grad_norm"} <= told
 
 
 @pytest.mark.parametrize("method", METHODS)
