@@ -7,7 +7,12 @@ test problems (greedy, and at temperature 1), the gain over the initial model, a
 over seeds with 95% intervals (Student's t over seeds; each seed is a whole repetition). `length_reward` shows a bad
 reward on purpose: RAFT that is paid for words.
 
+With --ablations it asks instead why HIR is not above filtered SFT, by the same seeds and logs: more updates of both; a
+log of fewer wrong responses; and both after the model was taught to follow the two instructions, by HIR on responses to
+as many other problems (without its contrastive loss it would not learn to).
+
 Run: OMP_NUM_THREADS=1 python benchmarks/tuning_methods.py [--seeds 5] [--updates 400] [--problems 400] [--tests 500]
+     [--ablations]
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from typing import Any
 
 import common  # noqa: F401  (puts oirl on the path)
 import numpy as np
+import pyarrow as pa
 from scipy.stats import t as student
 
 import oirl
@@ -47,6 +53,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "hir_without_contrast": {"relabel": RELABEL, "entropy_coef": 0.0, "contrastive": "none"},
 }
 DIFFERENCES = [("hir", "filter"), ("hir", "hir_without_contrast"), ("filter", "sft"), ("raft", "filter")]
+ABLATED = [
+    ("hir", "filter"),
+    ("hir_more_updates", "filter_more_updates"),
+    ("hir_more_updates", "hir"),
+    ("hir_few_wrong", "filter"),
+    ("hir_few_wrong", "hir"),
+    ("hir_of_taught", "filter_of_taught"),
+]
+TIMES, FEW_WRONG = 4, 0.2
 
 
 def words(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
@@ -74,30 +89,95 @@ def success(model: str, template: str, queries: list[Query], temperature: float)
     )
 
 
+def make_log(seed: int, queries: list[Query], path: Path) -> str:
+    """Sample 8 responses to each query with the demo's model, and write the log."""
+    with oirl.open_engine("transformers", str(small_lm_path())) as engine:
+        sampling = oirl.Sampling(max_tokens=64, seed=seed)
+        oirl.collect(engine, queries, [("plain", "{query}")], path, sampling=sampling, grade="numeric", replicates=8)
+    return str(path)
+
+
+class Tuned:
+    """Tunes models one after the other, and measures each on the test problems.
+
+    Attributes:
+        found: Name -> figures.
+    """
+
+    def __init__(self, seed: int, args: argparse.Namespace, folder: Path, test: list[Query]) -> None:
+        self._seed, self._args, self._folder, self._test = seed, args, folder, test
+        self.found = {"initial": self.measured(str(small_lm_path()), "{query}")}
+
+    def measured(self, model: str, template: str, name: str = "success") -> dict[str, float]:
+        """Return the success of a model under a template, greedy and at temperature 1."""
+        temperatures = {name: 0.0, f"{name}_at_1": 1.0}
+        return {key: success(model, template, self._test, value) for key, value in temperatures.items()}
+
+    def tune(self, name: str, log: str, **settings: Any) -> str:
+        """Tune by the method that a name begins with, and return the model."""
+        method = name.split("_")[0]
+        base = {"model": str(small_lm_path()), "out": str(self._folder / name), "log": log, "held_out": 0.0,
+                "seed": self._seed, "learning_rate": 3e-4, "updates": self._args.updates, "batch": 64,
+                "micro_batch": 64}  # fmt: skip
+        report = oirl.tune(method, base | METHODS.get(name, METHODS[method]) | settings)
+        asked = list(report.prompts.values())
+        self.found[name] = self.measured(report.model, asked[0])
+        if len(asked) > 1:
+            self.found[name] |= self.measured(report.model, asked[1], "asked_for_wrong")
+        print(f"seed {self._seed}, {name}: {self.found[name]}", file=sys.stderr)
+        return report.model
+
+
 def one_seed(seed: int, args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
     """Return method -> figures of a whole repetition."""
     train, test = make_queries(seed, args.problems, args.tests)
-    log = folder / "log.parquet"
-    with oirl.open_engine("transformers", str(small_lm_path())) as engine:
-        sampling = oirl.Sampling(max_tokens=64, seed=seed)
-        oirl.collect(engine, train, [("plain", "{query}")], log, sampling=sampling, grade="numeric", replicates=8)
+    log = make_log(seed, train, folder / "log.parquet")
+    tuned = Tuned(seed, args, folder, test)
+    for method in METHODS:
+        tuned.tune(method, log)
+    return tuned.found
 
-    def measured(model: str, template: str, name: str = "success") -> dict[str, float]:
-        return {name: success(model, template, test, 0.0), f"{name}_at_1": success(model, template, test, 1.0)}
 
-    found = {"initial": measured(str(small_lm_path()), "{query}")}
-    for method, settings in METHODS.items():
-        report = oirl.tune(
-            method.split("_")[0],
-            {"model": str(small_lm_path()), "out": str(folder / method), "log": str(log), "held_out": 0.0, "seed": seed,
-             "learning_rate": 3e-4, "updates": args.updates, "batch": 64, "micro_batch": 64, **settings},
-        )  # fmt: skip
-        asked = list(report.prompts.values())
-        found[method] = measured(report.model, asked[0])
-        if len(asked) > 1:
-            found[method] |= measured(report.model, asked[1], "asked_for_wrong")
-        print(f"seed {seed}, {method}: {found[method]}", file=sys.stderr)
-    return found
+def one_seed_of_ablations(seed: int, args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """Return the same of what might explain HIR's place."""
+    train, test = make_queries(seed, args.problems, args.tests)
+    log = make_log(seed, train, folder / "log.parquet")
+    known = {masked(q.query) for q in train + test}
+    others = [q for q in make_queries(seed + 1000, 2 * args.problems, 1)[0] if masked(q.query) not in known]
+    log_of_others = make_log(seed, others[: args.problems], folder / "others.parquet")
+    tuned = Tuned(seed, args, folder, test)
+    tuned.tune("filter", log)
+    tuned.tune("hir", log)
+    more = TIMES * args.updates
+    tuned.tune("filter_more_updates", log, updates=more)
+    tuned.tune("hir_more_updates", log, updates=more)
+    tuned.tune("hir_few_wrong", fewer_wrong(log, seed, folder / "few_wrong.parquet"))
+    taught = tuned.tune("hir_teaching", log_of_others)
+    asked = under_instruction(log, folder / "asked.parquet")  # so that both begin at what the model was taught
+    tuned.tune("filter_of_taught", asked, model=taught)
+    tuned.tune("hir_of_taught", log, model=taught)
+    return tuned.found
+
+
+def fewer_wrong(log: str, seed: int, path: Path) -> str:
+    """Write a log with all right responses of another and so many wrong ones that these are `FEW_WRONG` of it."""
+    table = oirl.read_log(log)
+    right = np.array(table["correct"].to_pylist(), dtype=bool)
+    count = round(right.sum() * FEW_WRONG / (1 - FEW_WRONG))
+    chosen = np.random.default_rng(seed).choice(np.flatnonzero(~right), count, replace=False)
+    oirl.write_log(table.take(pa.array(np.sort(np.concatenate([np.flatnonzero(right), chosen])))), path)
+    return str(path)
+
+
+def under_instruction(log: str, path: Path) -> str:
+    """Write a log whose responses count as given under the instruction to be right."""
+    table = oirl.read_log(log)
+    prompt = RELABEL["correct"].replace("{prompt}", "{query}")
+    table = table.set_column(table.column_names.index("prompt"), "prompt", pa.array([prompt] * len(table)))
+    oirl.write_log(
+        table.set_column(table.column_names.index("prompt_id"), "prompt_id", pa.array(["asked"] * len(table))), path
+    )
+    return str(path)
 
 
 def length_reward(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -130,14 +210,16 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--tests", type=int, default=500)
     parser.add_argument("--processes", type=int, default=2, help="seeds at a time")
+    parser.add_argument("--ablations", action="store_true", help="why HIR is not above filtered SFT")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / str(seed) for seed in range(args.seeds)]
         for folder in folders:
             folder.mkdir()
         with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
-            seeds = list(pool.map(one_seed, range(args.seeds), [args] * args.seeds, folders))
-        hacked = length_reward(args, Path(name))
+            work = one_seed_of_ablations if args.ablations else one_seed
+            seeds = list(pool.map(work, range(args.seeds), [args] * args.seeds, folders))
+        hacked = None if args.ablations else length_reward(args, Path(name))
 
     def each(value: Callable[[dict[str, dict[str, float]]], float]) -> dict[str, float]:
         return over_seeds([value(seed) for seed in seeds])
@@ -151,13 +233,17 @@ def main() -> None:
         f"{a} - {b}": {
             key: each(lambda seed, a=a, b=b, k=key: seed[a][k] - seed[b][k]) for key in ("success", "success_at_1")
         }
-        for a, b in DIFFERENCES
+        for a, b in (ABLATED if args.ablations else DIFFERENCES)
     }
-    right_over_wrong = each(lambda seed: seed["hir"]["success"] - seed["hir"]["asked_for_wrong"])
+    right_over_wrong = {
+        method: each(lambda seed, m=method: seed[m]["success"] - seed[m]["asked_for_wrong"])
+        for method in seeds[0]
+        if "asked_for_wrong" in seeds[0][method]
+    }
     print(
         json.dumps(
             {"settings": vars(args), "methods": figures, "differences": differences,
-             "hir_asked_for_correct - asked_for_wrong": right_over_wrong, "length_reward": hacked},
+             "asked_for_correct - asked_for_wrong": right_over_wrong, "length_reward": hacked},
             indent=1,
         )
     )  # fmt: skip
