@@ -252,9 +252,16 @@ def find_leaks(log: pa.Table, group_of: Mapping[str, int] | None = None) -> Leak
 
 
 def train_rows(log: pa.Table) -> pa.Table:
-    """Return the rows that a model may learn from: those marked "train", or all if the log marks none so."""
+    """Return the rows to learn from: those marked "train", else those not marked "test", or all if none is left.
+
+    A log that is nothing but "test" says where it is from, as evaluations of public test sets do, and holds no other
+    part to learn from.
+    """
     train = pc.fill_null(pc.equal(log["split"], "train"), False)
-    return log.filter(train) if pc.any(train).as_py() else log
+    if pc.any(train).as_py():
+        return log.filter(train)
+    rest = pc.fill_null(pc.not_equal(log["split"], "test"), True)
+    return log.filter(rest) if pc.any(rest).as_py() else log
 
 
 def test_rows(log: pa.Table) -> pa.Table:

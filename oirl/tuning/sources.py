@@ -23,6 +23,10 @@ from oirl.tuning.rollouts import Rollout, rollouts_of_log
 from oirl.tuning.scoring import Scorer, open_gold, open_reward
 from oirl.tuning.settings import Sampled, Settings
 
+_ALL_TEST = (
+    "{}: all rows are marked `test`, and from these nothing is learned; give others, or mark some `train`"
+)
+
 
 class Data:
     """What is learned from and what is held out, read and checked before a model is loaded."""
@@ -39,6 +43,8 @@ class Data:
         self.groups: dict[str, int] = {}
         if how.log:
             table = train_rows(read_log(list(how.log)))
+            if len(table) and set(table["split"].to_pylist()) == {"test"}:
+                raise DataError(_ALL_TEST.format(", ".join(how.log)))
             self.fingerprint = table_fingerprint(table)
             rollouts = rollouts_of_log(table)
             queries = list({r.query_id: Query(r.query_id, r.query, r.answer) for r in rollouts}.values())
@@ -46,6 +52,8 @@ class Data:
             assert how.queries is not None
             found = read_query_records(how.queries)
             queries = list({q.query_id: q for q in found if q.split != "test"}.values())
+            if found and not queries:
+                raise DataError(_ALL_TEST.format(how.queries))
             self.fingerprint = _digest([[q.query_id, q.query, q.answer] for q in queries])
             rollouts = []
         if not queries:

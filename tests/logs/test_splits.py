@@ -286,6 +286,10 @@ def test_rows_to_learn_from_and_rows_to_evaluate_on() -> None:
     assert sides(splits.test_rows(log.filter(pa.array([True, False, True, True])))) == [None, "dev"]
     bare = log.filter(pa.array([False, False, True, False]))
     assert sides(splits.train_rows(bare)) == sides(splits.test_rows(bare)) == [None]
+    unmarked = log.filter(pa.array([False, True, True, True]))
+    assert sides(splits.train_rows(unmarked)) == [None, "dev"]
+    test_only = log.filter(pa.array([False, True, False, False]))
+    assert sides(splits.train_rows(test_only)) == ["test"]
     only = log.filter(pa.array([True, False, False, False]))
     assert sides(splits.test_rows(only)) == ["train"]
 

@@ -82,6 +82,28 @@ def test_rows_marked_test_are_not_learned_from(log: str, tmp_path: Path) -> None
     assert report.iterations[0]["responses"] == len(train)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_rows_marked_test_are_not_learned_from_where_no_others_are_marked(
+    share: float, log: str, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+
+    table = oirl.read_log(log)
+    marks = ["test" if q < f"q{30 * share:03.0f}" else None for q in table["query_id"].to_pylist()]
+    marked = table.set_column(table.column_names.index("split"), "split", pa.array(marks, pa.string()))
+    oirl.write_log(marked, tmp_path / "marked.parquet")
+    settings = quick(tmp_path / "run", log=str(tmp_path / "marked.parquet"), held_out=0)
+    if share == 1:
+        with pytest.raises(DataError, match="all rows are marked `test`"):
+            run("sft", settings)
+        queries = [{"query": q.query, "answer": q.answer, "split": "test"} for q in make_queries(12)]
+        (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+        with pytest.raises(DataError, match="all rows are marked `test`"):
+            run("raft", quick(tmp_path / "run", queries=str(tmp_path / "queries.jsonl")))
+        return
+    assert run("sft", settings)[0].iterations[0]["responses"] == marks.count(None) == len(table) / 2
+
+
 def test_adapters_are_trained_alone_and_generate(log: str, queries: str, tmp_path: Path) -> None:
     report, told = run("sft", quick(tmp_path / "run", log=log, lora_rank=8, epochs=6, learning_rate=2e-3, held_out=0))
     assert sum(losses(told)[-3:]) < sum(losses(told)[:3])
