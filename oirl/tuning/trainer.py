@@ -72,7 +72,8 @@ def collate(
         holds, and the place of its context among the `candidates` held against each other. With `start`, the token that
         responses start after in the decoder of an encoder-decoder model, `input_ids` are the contexts, with their
         `attention_mask`, and `decoder_input_ids` the responses behind that token. Of a batch, an output
-        is not held against a context with which it has more than `limit` tokens.
+        is held neither against a context that is equal to its own nor against one with which it has more than `limit`
+        tokens.
     """
     rows = [(e.context, e, i, i if contrastive == "batch" else 0) for i, e in enumerate(examples)]
     if contrastive == "opposite":
@@ -82,7 +83,7 @@ def collate(
             (o.context, e, i, k)
             for i, e in enumerate(examples)
             for k, o in enumerate(examples)
-            if k != i and (limit is None or start is not None or len(o.context) + len(e.response) <= limit)
+            if k != i and o.context != e.context and (limit is None or start is not None or len(o.context) + len(e.response) <= limit)
         ]
     before = [context if start is None else [start] for context, _, _, _ in rows]
     ids = _padded([[*head, *e.response] for head, (_, e, _, _) in zip(before, rows, strict=True)], fill)

@@ -504,6 +504,17 @@ def test_contrast_over_a_batch_keeps_to_the_limit_of_tokens(tmp_path: Path) -> N
     assert collate(examples, 0, "batch")["input_ids"].shape == (4, 80)
 
 
+def test_no_output_is_held_against_the_context_that_it_was_given_under() -> None:
+    from oirl.tuning.examples import Example
+    from oirl.tuning.trainer import collate
+
+    same, other = [Example([1, 2], [3, 4]), Example([1, 2], [5])], Example([6], [7])
+    held = collate([*same, other], 0, "batch")
+    assert held["output"].tolist()[3:] == [0, 1, 2, 2]
+    assert held["candidate"].tolist()[3:] == [2, 2, 0, 1]
+    assert collate(same, 0, "batch")["input_ids"].shape == (2, 4)
+
+
 def test_the_contrastive_loss_is_a_mean_over_the_rows_of_an_update(log: str, tmp_path: Path) -> None:
     sizes = {"batch": 80, "micro_batch": 8, "log_every": 1, "save_every": 1}
     settings = quick(tmp_path / "run", log=log, relabel=RELABEL, held_out=0, entropy_coef=0, **sizes)
