@@ -7,12 +7,12 @@ test problems (greedy, and at temperature 1), the gain over the initial model, a
 over seeds with 95% intervals (Student's t over seeds; each seed is a whole repetition). `length_reward` shows a bad
 reward on purpose: RAFT that is paid for words.
 
-With --ablations it asks instead why HIR is not above filtered SFT, by the same seeds and logs: more updates of both; a
-log of fewer wrong responses; and both after the model was taught to follow the two instructions, by HIR on responses to
-as many other problems (without its contrastive loss it would not learn to).
+With --ablations it asks instead why HIR is not above filtered SFT, by the same seeds and logs: four times the updates;
+a log of fewer wrong responses; and both methods after the model was taught to follow the two instructions, by HIR on
+responses to as many other problems (without its contrastive loss it does not learn to), with twice the updates.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/tuning_methods.py [--seeds 5] [--updates 400] [--problems 400] [--tests 500]
-     [--ablations]
+Run: OMP_NUM_THREADS=1 python benchmarks/tuning_methods.py [--seeds 5] [--updates 400] [--batch 64] [--problems 400]
+     [--tests 500] [--ablations]
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
 DIFFERENCES = [("hir", "filter"), ("hir", "hir_without_contrast"), ("filter", "sft"), ("raft", "filter")]
 ABLATED = [
     ("hir", "filter"),
-    ("hir_more_updates", "filter_more_updates"),
+    ("hir_more_updates", "filter"),
     ("hir_more_updates", "hir"),
     ("hir_few_wrong", "filter"),
     ("hir_few_wrong", "hir"),
@@ -117,8 +117,8 @@ class Tuned:
         """Tune by the method that a name begins with, and return the model."""
         method = name.split("_")[0]
         base = {"model": str(small_lm_path()), "out": str(self._folder / name), "log": log, "held_out": 0.0,
-                "seed": self._seed, "learning_rate": 3e-4, "updates": self._args.updates, "batch": 64,
-                "micro_batch": 64}  # fmt: skip
+                "seed": self._seed, "learning_rate": 3e-4, "updates": self._args.updates, "batch": self._args.batch,
+                "micro_batch": self._args.batch}  # fmt: skip
         report = oirl.tune(method, base | METHODS.get(name, METHODS[method]) | settings)
         asked = list(report.prompts.values())
         self.found[name] = self.measured(report.model, asked[0])
@@ -148,11 +148,9 @@ def one_seed_of_ablations(seed: int, args: argparse.Namespace, folder: Path) -> 
     tuned = Tuned(seed, args, folder, test)
     tuned.tune("filter", log)
     tuned.tune("hir", log)
-    more = TIMES * args.updates
-    tuned.tune("filter_more_updates", log, updates=more)
-    tuned.tune("hir_more_updates", log, updates=more)
+    tuned.tune("hir_more_updates", log, updates=TIMES * args.updates)
     tuned.tune("hir_few_wrong", fewer_wrong(log, seed, folder / "few_wrong.parquet"))
-    taught = tuned.tune("hir_teaching", log_of_others)
+    taught = tuned.tune("hir_teaching", log_of_others, updates=2 * args.updates)
     asked = under_instruction(log, folder / "asked.parquet")  # so that both begin at what the model was taught
     tuned.tune("filter_of_taught", asked, model=taught)
     tuned.tune("hir_of_taught", log, model=taught)
@@ -207,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--tests", type=int, default=500)
     parser.add_argument("--processes", type=int, default=2, help="seeds at a time")
