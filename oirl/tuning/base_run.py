@@ -74,10 +74,14 @@ class TuningRun:
         policy = self._policy = Policy(self._general)
         self._encoder = self._make_encoder(policy)
         self._check_texts()
+        self._prepare()
         self._validation = self._make_validation(policy)
         self._learn(self._sampler(policy))
         self._folder.finish(self._save_result)
         self._processes.wait_for_everyone()
+
+    def _prepare(self) -> None:
+        """Refuse what cannot be learned from, as far as it is known before anything is drawn."""
 
     def _learn(self, sampler: Engine | None) -> None:
         """Go through the iterations that are not done."""

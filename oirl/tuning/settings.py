@@ -239,6 +239,8 @@ class Hir(Sampled, SupervisedUpdates):
             raise ValueError(
                 'contrastive = "batch" needs micro_batch = 2 or more: its rows are held against each other'
             )
+        if self.queries and not self.grade and self.relabel.get("name") == "correctness":
+            raise ValueError("relabel correctness needs verdicts of sampled responses: name a checker under `grade`")
         if not isinstance(self.relabel.get("name"), str):
             raise ValueError("relabel needs a `name`: correctness, ranks, length, format or package.module:attribute")
         return self

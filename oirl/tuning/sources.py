@@ -21,11 +21,9 @@ from oirl.tuning.lessons import Chosen, Method
 from oirl.tuning.online_settings import Online
 from oirl.tuning.rollouts import Rollout, rollouts_of_log
 from oirl.tuning.scoring import Scorer, open_gold, open_reward
-from oirl.tuning.settings import Sampled, Settings
+from oirl.tuning.settings import Hir, Sampled, Settings
 
-_ALL_TEST = (
-    "{}: all rows are marked `test`, and from these nothing is learned; give others, or mark some `train`"
-)
+_ALL_TEST = "{}: all rows are marked `test`, and from these nothing is learned; give others, or mark some `train`"
 
 
 class Data:
@@ -85,6 +83,8 @@ class Data:
             told = f"{how.queries}: no query has an `answer`, so {how.grade} grades nothing"
             if isinstance(how, Sampled) and how.reward == "verdict":
                 raise DataError(f"{told}, and no response gets a reward; give the queries answers")
+            if isinstance(how, Hir) and how.relabel["name"] == "correctness":
+                raise DataError(f"{told}, and no response can be relabelled; give the queries answers")
             self.warnings.append(told)
 
     def _held_out(self, how: Settings, queries: Sequence[Query]) -> set[str]:

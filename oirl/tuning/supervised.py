@@ -11,6 +11,7 @@ import numpy as np
 
 from oirl.engines.base import Engine, Sampling, derive_seed
 from oirl.tuning.base_run import TuningRun
+from oirl.tuning.examples import Example
 from oirl.tuning.lessons import Chosen, lesson_hash, make_examples
 from oirl.tuning.rollouts import Rollout, read_rollouts, sample_rollouts
 from oirl.tuning.run_folder import LESSON
@@ -25,6 +26,11 @@ class SupervisedRun(TuningRun):
         super().__init__(how, data, progress)
         self._how = how
         self._failed: Counter[str] = Counter()
+        self._lesson: tuple[list[Example], dict[str, Any]] | None = None
+
+    def _prepare(self) -> None:
+        if self._data.chosen:
+            self._lesson = self._make_lesson(0, *self._data.chosen)
 
     def _learn(self, sampler: Engine | None) -> None:
         done = self._folder.iterations_done
@@ -47,13 +53,7 @@ class SupervisedRun(TuningRun):
         from oirl.tuning.trainer import Objective, UpdateTrainer, last_checkpoint, steps_of
 
         how, policy = self._how, self._policy
-        chosen, figures = self._data.chosen or self._drawn(iteration, sampler)
-        rng = np.random.default_rng(derive_seed(how.seed, "suboutputs", iteration))
-        self._encoder.left_out.clear()
-        self._encoder.left_out.update(self._failed)
-        examples = make_examples(chosen, self._encoder, how, rng)
-        figures = figures | {"examples": len(examples), "left_out": dict(self._encoder.left_out)}
-        figures[LESSON] = lesson_hash(examples)
+        examples, figures = self._lesson or self._make_lesson(iteration, *self._drawn(iteration, sampler))
         self._tell("rollouts", iteration, 0, figures)
         objective = Objective()
         if isinstance(how, Hir):
@@ -79,6 +79,17 @@ class SupervisedRun(TuningRun):
         self._updates += steps_of(how, len(examples))
         self._folder.finish_iteration(iteration + 1, self._updates, self._save_state)
         self._processes.wait_for_everyone()
+
+    def _make_lesson(
+        self, iteration: int, chosen: Chosen, figures: dict[str, Any]
+    ) -> tuple[list[Example], dict[str, Any]]:
+        """Return the examples of an iteration, and its figures with what became of the responses."""
+        rng = np.random.default_rng(derive_seed(self._how.seed, "suboutputs", iteration))
+        self._encoder.left_out.clear()
+        self._encoder.left_out.update(self._failed)
+        examples = make_examples(chosen, self._encoder, self._how, rng)
+        figures = figures | {"examples": len(examples), "left_out": dict(self._encoder.left_out)}
+        return examples, figures | {LESSON: lesson_hash(examples)}
 
     def _drawn(self, iteration: int, sampler: Engine | None) -> tuple[Chosen, dict[str, Any]]:
         """Return what is chosen of the responses of an iteration, drawing those that are not there yet."""

@@ -83,7 +83,9 @@ def collate(
             (o.context, e, i, k)
             for i, e in enumerate(examples)
             for k, o in enumerate(examples)
-            if k != i and o.context != e.context and (limit is None or start is not None or len(o.context) + len(e.response) <= limit)
+            if k != i
+            and o.context != e.context
+            and (limit is None or start is not None or len(o.context) + len(e.response) <= limit)
         ]
     before = [context if start is None else [start] for context, _, _, _ in rows]
     ids = _padded([[*head, *e.response] for head, (_, e, _, _) in zip(before, rows, strict=True)], fill)

@@ -17,6 +17,7 @@ from small_runs import CORRECT, RELABEL, WRONG, make_queries, quick, write_queri
 import oirl
 from oirl.errors import ConfigError, DataError, MissingPackageError, NotFoundError, OirlError
 from oirl.language_models import trained_prompts
+from oirl.tuning.configuring import make_settings
 from oirl.tuning.report import TuneReport
 from oirl_data import small_lm_path
 
@@ -266,6 +267,7 @@ def test_metrics_go_to_tensorboard(log: str, tmp_path: Path) -> None:
         ("sft", {"model": "no/such/folder"}, ConfigError, "no/such/folder"),
         ("sft", {"log": "none.parquet"}, NotFoundError, "none.parquet"),
         ("sft", {"max_length": 5}, DataError, "more than 5 tokens"),
+        ("sft", {"log": "CUT OFF"}, DataError, "cut off"),
         ("sft", {"report_to": "nowhere"}, ConfigError, "nowhere"),
         ("sft", {"report_to": "comet_ml"}, MissingPackageError, "comet"),
         ("sft", {"prompt": "{query} Never seen."}, ConfigError, "Never seen"),
@@ -285,11 +287,22 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     told: list[dict[str, Any]] = []
+    if changes.get("log") == "CUT OFF":
+        changes = {"log": all_cut_off(log, tmp_path / "cut.parquet")}
     with pytest.raises(error) as raised:
         oirl.tune(method, quick(tmp_path / "run", **{"log": log} | changes), progress=told.append)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert not [row for row in told if row["kind"] == "update"]
+    assert not told
+
+
+def all_cut_off(log: str, path: Path) -> str:
+    import pyarrow as pa
+
+    table = oirl.read_log(log)
+    cut = pa.array([json.dumps({"finish_reason": "length"})] * len(table))
+    oirl.write_log(table.set_column(table.column_names.index("metadata"), "metadata", cut), path)
+    return str(path)
 
 
 def test_a_log_without_verdicts_is_refused_where_they_are_needed(log: str, tmp_path: Path) -> None:
@@ -474,6 +487,24 @@ def test_a_folder_of_adapters_is_not_tuned_on(log: str, tmp_path: Path) -> None:
     report, _ = run("sft", quick(tmp_path / "one", log=log, lora_rank=2, updates=1))
     with pytest.raises(ConfigError, match="merge"):
         run("sft", quick(tmp_path / "two", model=report.model, log=log, lora_rank=2, updates=1))
+
+
+@pytest.mark.parametrize("name", ["correctness", "ranks"])
+def test_hir_by_a_reward_needs_a_checker_where_it_asks_for_verdicts(
+    name: str, queries: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings = quick(tmp_path / "run", queries=queries, reward="test_tuning_runs:long_is_good", relabel={"name": name})
+    make_settings("hir", settings)
+    if name == "ranks":
+        make_settings("hir", settings | {"grade": None})
+        return
+    with pytest.raises(ConfigError, match="`grade`"):
+        make_settings("hir", settings | {"grade": None})
+    rows = [{"query": q.query} for q in make_queries(12)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="answer"):
+        run("hir", settings | {"queries": str(tmp_path / "queries.jsonl")})
 
 
 def test_queries_without_answers_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
