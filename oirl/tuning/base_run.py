@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from oirl.tuning.lessons import make_examples
 from oirl.tuning.online_settings import Online
 from oirl.tuning.report import TuneReport, compare_validations
 from oirl.tuning.reporting import Reporter
-from oirl.tuning.run_folder import LESSON, VALIDATION, RunFolder
+from oirl.tuning.run_folder import GIVEN, LESSON, VALIDATION, RunFolder
 from oirl.tuning.settings import Hir, Sampled, Settings
 from oirl.tuning.sources import Data, asked_prompt
 
@@ -54,6 +54,7 @@ class TuningRun:
         self._trained = list(data.prompts)
         self._asked = asked_prompt(how, self._trained)
         self._prompts = data.method.asked(self._asked)
+        self._given: dict[str, None] = {}
         main = self._processes.is_main_process
         self._folder = RunFolder(Path(how.out), _identity(how, data), writes=main)
         self._processes.wait_for_everyone()
@@ -83,6 +84,15 @@ class TuningRun:
     def _prepare(self) -> None:
         """Refuse what cannot be learned from, as far as it is known before anything is drawn."""
 
+    def _settle(self, figures: Mapping[str, Any]) -> None:
+        """Take in under which templates an iteration learns, and ask for nothing else from now on."""
+        if GIVEN not in figures:
+            return
+        self._given = dict.fromkeys([*self._given, *figures[GIVEN]])
+        named = "prompt" in self._general.model_fields_set
+        prompts = [self._asked] if named else list(dict.fromkeys([self._asked, *self._trained]))
+        self._asked, self._prompts = self._data.method.learned(prompts, self._given)
+
     def _learn(self, sampler: Engine | None) -> None:
         """Go through the iterations that are not done."""
         raise NotImplementedError
@@ -111,7 +121,7 @@ class TuningRun:
         if data.held_out_rollouts:
             try:
                 chosen = data.method.choose(data.held_out_rollouts)[0]
-                examples = make_examples(chosen, self._make_encoder(policy), how, rng)[:_HELD_OUT_ROLLOUTS]
+                examples = make_examples(chosen, self._make_encoder(policy), how, rng)[0][:_HELD_OUT_ROLLOUTS]
             except DataError as e:
                 data.warnings.append(f"no loss of held-out responses: {e}")
         sampling = Sampling(how.max_tokens, how.validation_temperature, seed=derive_seed(how.seed, "validation"))
@@ -169,12 +179,17 @@ class TuningRun:
             shutil.copy(best[0] / VALIDATION, folder / VALIDATION)
         asked = [text for prompt in self._trained for text in self._data.method.asked(prompt).values()]
         templates = dict.fromkeys([*self._prompts.values(), *asked])
+        if self._given:
+            templates = dict.fromkeys(text for text in templates if text in self._given)
         write_trained_prompts(folder, templates)
 
     def _report(self) -> TuneReport:
         how, lines = self._general, self._folder.metrics()
+        self._given = {}
+        for row in lines:
+            self._settle(row)
         report = TuneReport(how.method, how.out, str(self._folder.path / "model"), self._prompts)
-        hidden = ("kind", "step", LESSON, "samples", "notes")
+        hidden = ("kind", "step", LESSON, GIVEN, "samples", "notes")
         drawn = [row for row in lines if row["kind"] == "rollouts"]
         report.iterations = [{k: v for k, v in row.items() if k not in hidden} for row in drawn]
         for row in report.iterations:
@@ -184,6 +199,12 @@ class TuningRun:
             {k: v for k, v in row.items() if k not in ("kind", "step")} for row in lines if row["kind"] == "guard"
         ]
         report.warnings = list(self._data.warnings)
+        wanted = next(iter(self._data.method.asked(self._asked).values()))
+        if wanted not in self._prompts.values():
+            report.warnings.append(
+                f"no response follows {wanted!r}, so nothing was learned under it: ask for "
+                f"{next(iter(self._prompts.values()))!r}, the highest that was given"
+            )
         noted: dict[str, str] = {}
         for row in drawn:
             for kind, text in row.get("notes", {}).items():

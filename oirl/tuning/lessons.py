@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from oirl.registry import create, resolve
 from oirl.tuning.choosing import best_per_query, first_of_equals, top_fraction, variety
 from oirl.tuning.examples import Encoder, Example, suboutput_examples
 from oirl.tuning.online_settings import Online
-from oirl.tuning.relabelling import ByFunction, Outcome, Relabelling, check_instructions, instruct
+from oirl.tuning.relabelling import ByFunction, Outcome, Relabelling, check_instructions, instruct, preferred
 from oirl.tuning.rollouts import Rollout
 from oirl.tuning.scoring import Scorer, whole_rewards
 from oirl.tuning.settings import Filter, Hir, Raft, Settings
@@ -53,6 +54,31 @@ class Method:
             return {"prompt": prompt}
         rest = [text for text in self.relabelling.instructions if text != self.relabelling.wanted]
         return {f"instruction_{i}": instruct(text, prompt) for i, text in enumerate([self.relabelling.wanted, *rest])}
+
+    def learned(self, prompts: Sequence[str], given: Collection[str]) -> tuple[str, dict[str, str]]:
+        """Return a prompt, and what `asked` gives for it, as far as something was learned under it.
+
+        Args:
+            prompts: That may be asked, the one to ask first.
+            given: All templates that something was learned under.
+
+        Raises:
+            DataError: If nothing was learned under what is to be asked for.
+        """
+        best = [self.asked(prompt) for prompt in prompts]
+        wanted = ["{prompt}"] if self.relabelling is None else preferred(self.relabelling)
+        for text in wanted:
+            for prompt, names in zip(prompts, best, strict=True):
+                own = instruct(text, prompt)
+                if own in given:
+                    first = {name: template for name, template in names.items() if template == own}
+                    return prompt, first | {name: template for name, template in names.items() if template in given}
+        if self.relabelling is None:
+            raise DataError(f"nothing can be learned of responses to the prompt {prompts[0]!r}; name another `prompt`")
+        raise DataError(
+            f"no response follows {instruct(wanted[0], prompts[0])!r}, which is to be asked for, so that nothing would "
+            "be learned under it; learn from other responses, or relabel otherwise"
+        )
 
     def choose(self, rollouts: Sequence[Rollout], penalties: np.ndarray | None = None) -> tuple[Chosen, dict[str, Any]]:
         """Return what is learned from, and figures of all rollouts and of those chosen.
@@ -142,24 +168,30 @@ class Method:
         return chosen
 
 
-def make_examples(chosen: Chosen, encoder: Encoder, settings: Settings, rng: np.random.Generator) -> list[Example]:
-    """Return the examples of chosen rollouts, sub-outputs among them; the encoder counts what there is none of.
+def make_examples(
+    chosen: Chosen, encoder: Encoder, settings: Settings, rng: np.random.Generator
+) -> tuple[list[Example], Counter[str]]:
+    """Return the examples of chosen rollouts, sub-outputs among them, and how many responses each template has.
+
+    The encoder counts the rollouts that there is no example of.
 
     Raises:
         DataError: If there is not one.
     """
     held_against = isinstance(settings, Hir) and settings.contrastive == "opposite"
     examples = []
+    given: Counter[str] = Counter()
     for rollout, template, others in zip(*chosen, strict=True):
         example = encoder.example(rollout, template, others if held_against else ())
         if example is not None:
             examples.append(example)
+            given[template] += 1
             if isinstance(settings, Hir):
                 examples += suboutput_examples(example, settings.suboutputs, rng)
     if not examples:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in encoder.left_out.most_common())
         raise DataError(f"none of {len(chosen.rollouts):,} chosen responses can be learned from: {reasons}")
-    return examples
+    return examples, given
 
 
 def lesson_hash(examples: Sequence[Example]) -> str:

@@ -198,6 +198,13 @@ def check_instructions(relabelling: Relabelling) -> None:
         )
 
 
+def preferred(relabelling: Relabelling) -> list[str]:
+    """Return the instructions that may be asked for, the best first: of ranks the highest that was given will do."""
+    if not isinstance(relabelling, Ranks):
+        return [relabelling.wanted]
+    return list(reversed(relabelling.instructions))
+
+
 def instruct(instruction: str, prompt: str) -> str:
     """Return the template of an instruction for a prompt: `{prompt}` is filled in, the query's mark is not."""
     return instruction.replace("{prompt}", prompt)

@@ -18,6 +18,8 @@ VALIDATION = "validation.json"
 """File beside the weights of the best validation, and of the result if it is that one: what was measured of them."""
 LESSON = "lesson"
 """Name, among the metrics of rollouts, of a hash of what is learned from them."""
+GIVEN = "given"
+"""Name, among the metrics of rollouts, of the templates that something is learned under, with their responses."""
 # What a run needs while it goes on, and what is left where it was killed while it wrote.
 _PASSING = ("weights-*", "best-*", "checkpoints", "**/.*.tmp", "**/.*.old")
 
@@ -192,6 +194,11 @@ class RunFolder:
         if self._writes:
             with atomic_file(path) as file:
                 file.write_text("".join(kept), encoding="utf-8")
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """The lines that `go_on` has kept, and those told since by the process that writes."""
+        return list(self._told.values())
 
     def tell(self, kind: str, iteration: int, step: int, values: Mapping[str, Any]) -> None:
         """Append a line of metrics, once.

@@ -14,7 +14,7 @@ from oirl.tuning.base_run import TuningRun
 from oirl.tuning.examples import Example
 from oirl.tuning.lessons import Chosen, lesson_hash, make_examples
 from oirl.tuning.rollouts import Rollout, read_rollouts, sample_rollouts
-from oirl.tuning.run_folder import LESSON
+from oirl.tuning.run_folder import GIVEN, LESSON
 from oirl.tuning.settings import Hir, Raft, Sampled, SupervisedUpdates
 from oirl.tuning.sources import Data
 
@@ -37,6 +37,9 @@ class SupervisedRun(TuningRun):
         if done:
             self._policy.load(self._folder.weights)
         self._folder.go_on(done, self._checkpoint_step(done))
+        for row in self._folder.told:
+            if row["iteration"] < done:
+                self._settle(row)
         if not done:
             self._validate(0, 0)
         for iteration in range(done, self._iterations):
@@ -54,6 +57,7 @@ class SupervisedRun(TuningRun):
 
         how, policy = self._how, self._policy
         examples, figures = self._lesson or self._make_lesson(iteration, *self._drawn(iteration, sampler))
+        self._validation.ask(self._prompts)
         self._tell("rollouts", iteration, 0, figures)
         objective = Objective()
         if isinstance(how, Hir):
@@ -87,8 +91,9 @@ class SupervisedRun(TuningRun):
         rng = np.random.default_rng(derive_seed(self._how.seed, "suboutputs", iteration))
         self._encoder.left_out.clear()
         self._encoder.left_out.update(self._failed)
-        examples = make_examples(chosen, self._encoder, self._how, rng)
-        figures = figures | {"examples": len(examples), "left_out": dict(self._encoder.left_out)}
+        examples, given = make_examples(chosen, self._encoder, self._how, rng)
+        figures = figures | {"examples": len(examples), "left_out": dict(self._encoder.left_out), GIVEN: dict(given)}
+        self._settle(figures)
         return examples, figures | {LESSON: lesson_hash(examples)}
 
     def _drawn(self, iteration: int, sampler: Engine | None) -> tuple[Chosen, dict[str, Any]]:

@@ -59,6 +59,10 @@ class Validation:
         self._initial, self._groups = initial, np.array([groups[q.query_id] for q in self._queries], dtype=np.int64)
         self._examples = examples
 
+    def ask(self, templates: Mapping[str, str]) -> None:
+        """Ask under other templates from now on."""
+        self._templates = dict(templates)
+
     @property
     def measures(self) -> str | None:
         """What tells the better policy: "gold", "success", "reward", "loss", or None if nothing is measured."""

@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from conftest import ROOT
 from small_runs import CORRECT, RELABEL, WRONG, make_queries, quick, write_queries, write_small_log
@@ -18,6 +19,7 @@ import oirl
 from oirl.errors import ConfigError, DataError, MissingPackageError, NotFoundError, OirlError
 from oirl.language_models import trained_prompts
 from oirl.tuning.configuring import make_settings
+from oirl.tuning.relabelling import Ranks
 from oirl.tuning.report import TuneReport
 from oirl_data import small_lm_path
 
@@ -87,8 +89,6 @@ def test_rows_marked_test_are_not_learned_from(log: str, tmp_path: Path) -> None
 def test_rows_marked_test_are_not_learned_from_where_no_others_are_marked(
     share: float, log: str, tmp_path: Path
 ) -> None:
-    import pyarrow as pa
-
     table = oirl.read_log(log)
     marks = ["test" if q < f"q{30 * share:03.0f}" else None for q in table["query_id"].to_pylist()]
     marked = table.set_column(table.column_names.index("split"), "split", pa.array(marks, pa.string()))
@@ -297,8 +297,6 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(
 
 
 def all_cut_off(log: str, path: Path) -> str:
-    import pyarrow as pa
-
     table = oirl.read_log(log)
     cut = pa.array([json.dumps({"finish_reason": "length"})] * len(table))
     oirl.write_log(table.set_column(table.column_names.index("metadata"), "metadata", cut), path)
@@ -317,8 +315,6 @@ def test_responses_that_were_cut_off_are_left_out(log: str, tmp_path: Path) -> N
     rows = oirl.read_log(log).to_pylist()
     for row in rows[:7]:
         row["metadata"] = json.dumps({"finish_reason": "length"})
-    import pyarrow as pa
-
     oirl.write_log(pa.Table.from_pylist(rows, oirl.read_log(log).schema), tmp_path / "cut.parquet")
     report, _ = run("sft", quick(tmp_path / "run", log=str(tmp_path / "cut.parquet"), held_out=0))
     assert report.left_out["cut off at the limit of tokens"] >= 7
@@ -571,3 +567,99 @@ def test_a_sharded_policy_is_refused(log: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="FSDP"):
         run("sft", quick(tmp_path / "run", log=log))
+
+
+# What nothing was trained on is not asked for
+
+
+def part_of(log: str, path: Path, keep: Callable[[dict[str, Any]], bool]) -> str:
+    table = oirl.read_log(log)
+    oirl.write_log(table.filter(pa.array([keep(row) for row in table.to_pylist()])), path)
+    return str(path)
+
+
+def test_hir_does_not_ask_for_what_no_response_followed(log: str, tmp_path: Path) -> None:
+    wrong = part_of(log, tmp_path / "wrong.parquet", lambda row: not row["correct"])
+    told: list[dict[str, Any]] = []
+    with pytest.raises(DataError, match="no response follows") as raised:
+        oirl.tune("hir", quick(tmp_path / "run", log=wrong, relabel=RELABEL), progress=told.append)
+    assert "equal" in str(raised.value)
+    assert not told
+
+
+class Ranked(Ranks):
+    """Quarters, named by numbers that the small model's tokenizer knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.instructions = tuple(f"{{prompt}} {share} ." for share in (25, 50, 55, 60))
+        self.wanted = self.instructions[-1]
+
+
+RANKED = {"name": "test_tuning_runs:Ranked"}
+
+
+def test_hir_by_ranks_asks_for_the_highest_that_was_given(log: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Of verdicts with ties only two of four ranks are given, and not the highest."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings = quick(tmp_path / "run", log=log, relabel=RANKED)
+    report, told = run("hir", settings)
+    given = next(row for row in told if row["kind"] == "rollouts")["given"]
+    assert list(report.prompts.values()) == [f"{{query}} Work step by step. {share} ." for share in (55, 25)]
+    assert sum(given.values()) == report.iterations[0]["examples"]
+    assert set(trained_prompts(report.model) or []) == set(given)
+    assert (trained_prompts(report.model) or [])[0] == next(iter(report.prompts.values()))
+    assert [name for name in told[0] if name.startswith("success_instruction")] == [
+        f"success_{name}" for name in report.prompts
+    ]
+    assert any(" 60 ." in text and " 55 ." in text for text in report.warnings)
+    assert oirl.tune("hir", settings).to_dict() == report.to_dict()
+
+
+def test_hir_asks_under_a_prompt_whose_responses_followed(log: str, tmp_path: Path) -> None:
+    few = make_queries(8)[-1].query_id
+
+    def keep(row: dict[str, Any]) -> bool:
+        return row["correct"] == (row["prompt"] == "{query}") and (not row["correct"] or row["query_id"] <= few)
+
+    apart = part_of(log, tmp_path / "apart.parquet", keep)
+    prompts = oirl.read_log(apart)["prompt"].to_pylist()
+    assert prompts.count("{query}") < len(prompts) / 2
+    report, _ = run("hir", quick(tmp_path / "run", log=apart, relabel=RELABEL, held_out=0))
+    asked = CORRECT.replace("{prompt}", "{query}")
+    assert next(iter(report.prompts.values())) == asked
+    found = trained_prompts(report.model) or []
+    assert found[0] == asked
+    assert CORRECT.replace("{prompt}", "{query} Work step by step.") not in found
+    with pytest.raises(DataError, match="no response follows"):
+        run(
+            "hir",
+            quick(tmp_path / "named", log=apart, relabel=RELABEL, prompt="{query} Work step by step.", held_out=0),
+        )
+
+
+def test_prompts_whose_responses_were_left_out_are_not_named(log: str, tmp_path: Path) -> None:
+    table = oirl.read_log(log)
+    cut = [json.dumps({"finish_reason": "length" if p == "{query}" else "stop"}) for p in table["prompt"].to_pylist()]
+    marked = table.set_column(table.column_names.index("metadata"), "metadata", pa.array(cut))
+    oirl.write_log(marked, tmp_path / "cut.parquet")
+    report, _ = run("sft", quick(tmp_path / "run", log=str(tmp_path / "cut.parquet"), updates=1))
+    assert trained_prompts(report.model) == ["{query} Work step by step."]
+
+
+def test_sampled_hir_goes_on_with_the_highest_rank_that_was_given(
+    queries: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings = quick(tmp_path / "run", queries=queries, relabel=RANKED, iterations=3, samples=2, updates=2)
+    report, told = run("hir", settings)
+    given: dict[str, int] = {}
+    for row in (row for row in told if row["kind"] == "rollouts"):
+        (asked,) = set(
+            oirl.read_log(tmp_path / "run" / "rollouts" / f"iteration-{row['iteration']:03}")["prompt"].to_pylist()
+        )
+        highest = f"{{query}} {max([60] if not given else [int(text.split()[-2]) for text in given])} ."
+        assert asked == highest
+        given |= row["given"]
+    assert set(trained_prompts(report.model) or []) == set(given)
+    assert next(iter(report.prompts.values())) in given
