@@ -21,6 +21,10 @@ from oirl.tuning.scoring import Scorer, whole_rewards
 from oirl.tuning.settings import Filter, Hir, Raft, Settings
 
 
+class NothingToLearnError(DataError):
+    """Of all responses of an iteration there is none to learn from."""
+
+
 class Chosen(NamedTuple):
     """Rollouts that are learned from, with the template under which each is.
 
@@ -88,15 +92,15 @@ class Method:
             penalties: Taken off the rewards, float (n,).
 
         Raises:
-            DataError: If there is nothing to learn from.
+            NothingToLearnError: If there is nothing to learn from.
         """
         if not rollouts:
-            raise DataError("there is no response to learn from")
+            raise NothingToLearnError("there is no response to learn from")
         figures = rollout_figures(rollouts)
         if isinstance(self.settings, Filter):
             found = [r for r in rollouts if r.correct is True]
             if not found:
-                raise DataError(
+                raise NothingToLearnError(
                     f"none of the {len(rollouts):,} responses is right, so there is nothing to learn from; give the "
                     "log verdicts (`oirl import --grade`), or learn from all of it (sft, hir)"
                 )
@@ -105,7 +109,7 @@ class Method:
             return _plain(rollouts), figures
         rewards = whole_rewards(self._scorer(rollouts))
         if np.isnan(rewards).all() and isinstance(self.settings, Raft):
-            raise DataError(f"no response has a reward ({self.settings.reward}); {_way_out(self.settings)}")
+            raise NothingToLearnError(f"no response has a reward ({self.settings.reward}); {_way_out(self.settings)}")
         known = rewards[~np.isnan(rewards)]
         figures |= {"reward": float(known.mean()) if len(known) else None, "no_reward": 1 - len(known) / len(rewards)}
         if penalties is not None:
@@ -133,7 +137,7 @@ class Method:
             places = top_fraction(values, how.top_fraction, least=least)
         if not len(places):
             floor = "" if least is None else f" of {least:g} or more"
-            raise DataError(
+            raise NothingToLearnError(
                 f"none of {len(rollouts):,} responses has a reward{floor} and an end (rewards go from "
                 f"{np.nanmin(rewards):.4g} to {np.nanmax(rewards):.4g}); lower min_reward, or sample more"
             )
@@ -164,7 +168,9 @@ class Method:
             rest = (text for text in relabelling.instructions if text != own)
             chosen.others.append(tuple(instruct(text, rollout.prompt) for text in rest))
         if not chosen.rollouts:
-            raise DataError("no response could be relabelled: none has what the relabelling looks at (verdict, reward)")
+            raise NothingToLearnError(
+                "no response could be relabelled: none has what the relabelling looks at (verdict, reward)"
+            )
         return chosen
 
 
@@ -176,7 +182,7 @@ def make_examples(
     The encoder counts the rollouts that there is no example of.
 
     Raises:
-        DataError: If there is not one.
+        NothingToLearnError: If there is not one.
     """
     held_against = isinstance(settings, Hir) and settings.contrastive == "opposite"
     examples = []
@@ -190,7 +196,7 @@ def make_examples(
                 examples += suboutput_examples(example, settings.suboutputs, rng)
     if not examples:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in encoder.left_out.most_common())
-        raise DataError(f"none of {len(chosen.rollouts):,} chosen responses can be learned from: {reasons}")
+        raise NothingToLearnError(f"none of {len(chosen.rollouts):,} chosen responses can be learned from: {reasons}")
     return examples, given
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from oirl.engines.base import Engine, Sampling, derive_seed
 from oirl.tuning.base_run import TuningRun
 from oirl.tuning.examples import Example
-from oirl.tuning.lessons import Chosen, lesson_hash, make_examples
+from oirl.tuning.lessons import Chosen, NothingToLearnError, lesson_hash, make_examples
+from oirl.tuning.report import TuneReport
 from oirl.tuning.rollouts import Rollout, read_rollouts, sample_rollouts
 from oirl.tuning.run_folder import GIVEN, LESSON
 from oirl.tuning.settings import Hir, Raft, Sampled, SupervisedUpdates
@@ -43,7 +44,8 @@ class SupervisedRun(TuningRun):
         if not done:
             self._validate(0, 0)
         for iteration in range(done, self._iterations):
-            self._iterate(iteration, sampler)
+            if not self._iterate(iteration, sampler):
+                break
 
     def _checkpoint_step(self, iteration: int) -> int:
         from oirl.tuning.trainer import last_checkpoint
@@ -51,12 +53,19 @@ class SupervisedRun(TuningRun):
         found = last_checkpoint(self._folder.checkpoints(iteration))
         return int(found.name.rpartition("-")[2]) if found else 0
 
-    def _iterate(self, iteration: int, sampler: Engine | None) -> None:
+    def _iterate(self, iteration: int, sampler: Engine | None) -> bool:
+        """Do an iteration; False if there is nothing to learn from in it, which ends the run."""
         from oirl.language_models import padding_id
         from oirl.tuning.trainer import Objective, UpdateTrainer, last_checkpoint, steps_of
 
         how, policy = self._how, self._policy
-        examples, figures = self._lesson or self._make_lesson(iteration, *self._drawn(iteration, sampler))
+        try:
+            examples, figures = self._lesson or self._make_lesson(iteration, *self._drawn(iteration, sampler))
+        except NothingToLearnError as e:
+            if not iteration:
+                raise
+            self._tell("guard", iteration, 0, {"reason": str(e), "action": "stop"})
+            return False
         self._validation.ask(self._prompts)
         self._tell("rollouts", iteration, 0, figures)
         objective = Objective()
@@ -83,6 +92,7 @@ class SupervisedRun(TuningRun):
         self._updates += steps_of(how, len(examples))
         self._folder.finish_iteration(iteration + 1, self._updates, self._save_state)
         self._processes.wait_for_everyone()
+        return True
 
     def _make_lesson(
         self, iteration: int, chosen: Chosen, figures: dict[str, Any]
@@ -95,6 +105,13 @@ class SupervisedRun(TuningRun):
         figures = figures | {"examples": len(examples), "left_out": dict(self._encoder.left_out), GIVEN: dict(given)}
         self._settle(figures)
         return examples, figures | {LESSON: lesson_hash(examples)}
+
+    def _report(self) -> TuneReport:
+        report = super()._report()
+        for row in report.guards:
+            done = f"the run ended after {row['iteration']} of {self._iterations} iterations"
+            report.warnings.append(f"{done}: {row['reason']}")
+        return report
 
     def _drawn(self, iteration: int, sampler: Engine | None) -> tuple[Chosen, dict[str, Any]]:
         """Return what is chosen of the responses of an iteration, drawing those that are not there yet."""

@@ -663,3 +663,43 @@ def test_sampled_hir_goes_on_with_the_highest_rank_that_was_given(
         given |= row["given"]
     assert set(trained_prompts(report.model) or []) == set(given)
     assert next(iter(report.prompts.values())) in given
+
+
+# What ends early
+
+
+CALLS = [0]
+
+
+def good_once(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    """Pay for the responses of the first iteration only."""
+    CALLS[0] += 1
+    return [1.0 if CALLS[0] == 1 else 0.0 for _ in completions]
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_an_iteration_with_nothing_to_choose_ends_the_run_with_what_it_has(
+    keep: str, queries: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import test_tuning_runs
+
+    test_tuning_runs.CALLS[0] = 0
+    changes = {
+        "queries": queries,
+        "reward": "test_tuning_runs:good_once",
+        "min_reward": 0.5,
+        "samples": 2,
+        "keep": keep,
+    }
+    settings = quick(tmp_path / "run", iterations=3, updates=2, **changes)
+    report, told = run("raft", settings)
+    assert [row["iteration"] for row in report.iterations] == [0]
+    assert report.kept == {"iteration": 0, "step": 2}
+    assert any("ended after 1 of 3 iterations" in text and "min_reward" in text for text in report.warnings)
+    assert told[-1]["kind"] == "guard"
+    with oirl.open_engine("transformers", report.model) as engine:
+        assert engine.generate(["Anna has 3 apples."], oirl.Sampling(max_tokens=4))
+    assert oirl.tune("raft", settings).to_dict() == report.to_dict()
+    with pytest.raises(DataError, match="min_reward"):
+        run("raft", settings | {"out": str(tmp_path / "first")})
