@@ -57,17 +57,19 @@ class TuningRun:
         self._given: dict[str, None] = {}
         main = self._processes.is_main_process
         self._folder = RunFolder(Path(how.out), _identity(how, data), writes=main)
-        self._processes.wait_for_everyone()
-        self._updates = self._folder.updates_done
+        self._updates = 0
 
     def go(self) -> TuneReport:
         """Tune, unless the result is there already, and report."""
-        if not self._folder.finished:
-            self._reporter = Reporter(self._general.report_to, self._folder.path)
-            self._tune()
-            self._reporter.close()
-        self._folder.finish(lambda _: None)
-        return self._report()
+        with self._folder.writing():
+            self._processes.wait_for_everyone()
+            self._updates = self._folder.updates_done
+            if not self._folder.finished:
+                self._reporter = Reporter(self._general.report_to, self._folder.path)
+                self._tune()
+                self._reporter.close()
+            self._folder.finish(lambda _: None)
+            return self._report()
 
     def _tune(self) -> None:
         from oirl.tuning.policy import Policy

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from oirl.errors import ConfigError
 from oirl.logs.atomic import atomic_file, atomic_folder
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two runs in one folder are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 _RUN, _STATE, _METRICS, _MODEL = "run.json", "state.json", "metrics.jsonl", "model"
 _TIMES = "times.jsonl"
@@ -49,22 +56,52 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, writes: bool = True) -> None:
-        self.path, self._writes = path, writes
+        self.path, self._writes, self._identity = path, writes, json.loads(json.dumps(identity))
         self._told: dict[tuple[Any, ...], dict[str, Any]] = {}
-        if not writes:  # it looks while the one that writes may just be writing
+        if writes:  # others would look while the one that writes may just be writing
+            self._is_ours()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other processes out for a while, and write down whose folder it is.
+
+        Raises:
+            ConfigError: If another process is writing to it, or it has become that of another run.
+        """
+        if not self._writes:
+            yield
             return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path):
+            if not self._is_ours():
+                self._write(_RUN, {"identity": self._identity})
+            yield
+
+    def _is_ours(self) -> bool:
+        """Return whether the folder is that of this run already; refuse that of another one.
+
+        A start that failed, of a model that could not be loaded, leaves nothing but what the run was to be: no reason
+        to keep another run out.
+        """
+        path = self.path
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file; `out` names a folder")
         known = self._read(_RUN)
         if known is None and path.is_dir() and any(path.iterdir()):
             raise ConfigError(f"{path} holds other files and no {_RUN}; name a new or empty folder under `out`")
-        if known is not None:
-            before = known.get("identity") if isinstance(known, dict) else None
-            if not isinstance(before, dict):
-                raise ConfigError(f"{path / _RUN} is not of a run of oirl; name another folder under `out`")
-            _check_same(path, before, json.loads(json.dumps(identity)))
-        else:
-            self._write(_RUN, {"identity": identity})
+        if known is None:
+            return False
+        before = known.get("identity") if isinstance(known, dict) else None
+        if not isinstance(before, dict):
+            raise ConfigError(f"{path / _RUN} is not of a run of oirl; name another folder under `out`")
+        if before != self._identity and not any(file.stat().st_size for file in self._made()):
+            return False
+        _check_same(path, before, self._identity)
+        return True
+
+    def _made(self) -> Iterator[Path]:
+        """Return the files of the folder beside that which says what the run is."""
+        return (file for file in self.path.rglob("*") if file.is_file() and file != self.path / _RUN)
 
     @property
     def iterations_done(self) -> int:
@@ -244,6 +281,25 @@ class RunFolder:
     def _write(self, name: str, value: Any) -> None:
         with atomic_file(self.path / name) as file:
             file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder against other processes; the death of this one gives it free."""
+    if fcntl is None:
+        yield
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise ConfigError(f"{folder} is being written by another process; wait for it, or stop it") from e
+        except OSError:  # a file system without locks: two runs in one folder are not noticed there
+            pass
+        yield
+    finally:
+        os.close(number)
 
 
 def _iteration_of(best: Path) -> int:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 
 import pytest
+from conftest import ROOT
 
 from oirl.errors import ConfigError
 from oirl.tuning.run_folder import RunFolder
 
-IDENTITY = {"method": "sft", "epochs": 2, "log": ("a", "b"), "versions": {"oirl": "1"}}
+IDENTITY: dict[str, object] = {"method": "sft", "epochs": 2, "log": ("a", "b"), "versions": {"oirl": "1"}}
 
 
 WEIGHTS = {"config.json", "weights"}
@@ -45,9 +49,17 @@ def told(run: RunFolder) -> list[tuple[str, int, int]]:
     return [(row["kind"], row["iteration"], row["step"]) for row in run.metrics()]
 
 
+def opened(path: Path, identity: dict[str, object] = IDENTITY) -> RunFolder:
+    """Return the folder of a run that has begun."""
+    found = RunFolder(path, identity)
+    with found.writing():
+        pass
+    return found
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    return RunFolder(tmp_path / "out", IDENTITY)
+    return opened(tmp_path / "out")
 
 
 # whose it is ------------------------------------------------------------------------------------------------
@@ -61,7 +73,7 @@ def test_a_new_folder_says_what_the_run_is(run: RunFolder) -> None:
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
-    RunFolder(tmp_path, IDENTITY)
+    opened(tmp_path)
     assert names(tmp_path) == {"run.json"}
 
 
@@ -82,6 +94,7 @@ def test_the_same_run_may_go_on(run: RunFolder) -> None:
     ],
 )
 def test_the_folder_of_another_run_is_refused(run: RunFolder, change: dict[str, object], name: str) -> None:
+    run.tell("update", 0, 1, {})
     with pytest.raises(ConfigError, match=name) as caught:
         RunFolder(run.path, {**IDENTITY, **change})
     assert str(run.path) in str(caught.value)
@@ -89,8 +102,49 @@ def test_the_folder_of_another_run_is_refused(run: RunFolder, change: dict[str, 
 
 
 def test_a_setting_that_is_gone_makes_another_run(run: RunFolder) -> None:
+    run.tell("update", 0, 1, {})
     with pytest.raises(ConfigError, match="epochs was 2, and is None"):
         RunFolder(run.path, {k: v for k, v in IDENTITY.items() if k != "epochs"})
+
+
+def test_a_start_that_came_to_nothing_keeps_no_other_run_out(run: RunFolder) -> None:
+    run.go_on(0, 0)  # metrics without a line
+    opened(run.path, {**IDENTITY, "epochs": 3})
+    assert json.loads((run.path / "run.json").read_text(encoding="utf-8"))["identity"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("made", ["metrics.jsonl", "rollouts/iteration-000/part-000.parquet.journal"])
+def test_a_start_that_came_to_something_does(made: str, run: RunFolder) -> None:
+    (run.path / made).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / made).write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="another run"):
+        RunFolder(run.path, {**IDENTITY, "epochs": 3})
+
+
+def test_of_two_at_once_the_second_is_refused(run: RunFolder) -> None:
+    other = RunFolder(run.path, {**IDENTITY, "epochs": 3})
+    with run.writing(), pytest.raises(ConfigError, match="another process") as raised, other.writing():
+        pytest.fail("both write")
+    assert "\n" not in str(raised.value)
+    assert json.loads((run.path / "run.json").read_text(encoding="utf-8"))["identity"]["epochs"] == 2
+    with other.writing():  # the first one is gone
+        pass
+
+
+def test_death_gives_a_folder_free(run: RunFolder) -> None:
+    script = "import sys, time, pathlib; from oirl.tuning.run_folder import RunFolder\n"
+    script += "with RunFolder(pathlib.Path(sys.argv[1]), {}).writing(): print('in', flush=True); time.sleep(60)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, str(run.path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(ConfigError, match="another process"), run.writing():
+            pytest.fail("both write")
+        process.kill()
+        process.wait()
+    with run.writing():
+        assert json.loads((run.path / "run.json").read_text(encoding="utf-8"))["identity"]["epochs"] == 2
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -357,7 +411,7 @@ def test_a_validation_that_is_no_number_is_never_the_best(tmp_path: Path) -> Non
 
 
 def test_weights_that_nobody_has_told_of_are_written_again(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run", {"a": 1})
+    run = opened(tmp_path / "run", {"a": 1})
     run.put("weights-1", lambda folder: (folder / "adapter_config.json").write_text("old"))
     RunFolder(tmp_path / "run", {"a": 1}).finish_iteration(
         1, 4, lambda folder: (folder / "adapter_config.json").write_text("new")

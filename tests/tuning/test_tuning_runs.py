@@ -665,6 +665,30 @@ def test_sampled_hir_goes_on_with_the_highest_rank_that_was_given(
     assert next(iter(report.prompts.values())) in given
 
 
+# Whose the folder is
+
+
+def test_a_start_with_a_wrong_model_keeps_no_right_one_out(log: str, tmp_path: Path) -> None:
+    settings = quick(tmp_path / "run", log=log, updates=1)
+    with pytest.raises(ConfigError, match="cannot load"):
+        run("sft", settings | {"model": "no/such/model"})
+    assert run("sft", settings)[0].iterations
+
+
+def test_two_runs_at_once_are_not_let_into_one_folder(log: str, tmp_path: Path) -> None:
+    settings = quick(tmp_path / "run", log=log, updates=2)
+    refused: list[str] = []
+
+    def again(row: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match="another process") as raised:
+            oirl.tune("sft", settings)
+        refused.append(str(raised.value))
+
+    report = oirl.tune("sft", settings, progress=again)
+    assert refused
+    assert oirl.tune("sft", settings).to_dict() == report.to_dict()
+
+
 # What ends early
 
 
