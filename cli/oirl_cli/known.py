@@ -8,6 +8,7 @@ import typer
 
 from oirl.errors import ConfigError
 from oirl_cli.collecting import MODEL, SET, opened
+from oirl_cli.fitting import parse_parameters
 from oirl_cli.output import percent, print_json, print_table, say
 
 _SHOWN = ("prompt-models", "response-models", "preference-models", "embedders", "checkers", "engines")
@@ -63,7 +64,8 @@ def doctor(
     model: Annotated[str | None, MODEL] = None,
     set_: Annotated[list[str] | None, SET] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="The same model for transformers; by default that of --model.")
+        str | None,
+        typer.Option("--reference", help="The same model for transformers, before any adapter; else --model."),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Largest mean difference of log-probs that passes, in nats.")
@@ -104,12 +106,13 @@ def _check_engine(
     json_: bool,
 ) -> None:
     from oirl.engines.base import EngineError
-    from oirl.engines.parity import check_parity
-    from oirl.engines.transformers_engine import TransformersEngine
+    from oirl.engines.parity import check_parity, check_threshold, open_reference
 
     if model is None:
         raise ConfigError("--engine needs --model, the model to run")
-    with opened(engine, model, params) as made, TransformersEngine(reference or model, chat=made.chat) as plain:
+    check_threshold(threshold)
+    adapter = (parse_parameters(params) or {}).get("adapter")
+    with opened(engine, model, params) as made, open_reference(made, reference or model, adapter) as plain:
         report = check_parity(made, plain, threshold=threshold)
     if json_:
         print_json(report.to_dict())

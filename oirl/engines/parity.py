@@ -102,16 +102,19 @@ def check_parity(
         reference: The same model in transformers.
         texts: What to complete; as user messages where the engine chats.
         max_tokens: The most tokens of a response.
-        threshold: The largest mean absolute difference in nats; by default as the engine's number type allows.
+        threshold: The largest mean absolute difference in nats; by default as the coarser of both number types allows.
 
     Raises:
+        ConfigError: If there is no text, or the threshold is no finite number above 0.
         EngineError: If the engine answers nothing, or reports no log-probs.
     """
     if not texts:
         raise ConfigError("there is no text to compare on; name at least one")
+    check_threshold(threshold)
     told, plain = engine.describe(), reference.describe()
-    dtype = told.get("dtype") or plain["dtype"]
-    limit = THRESHOLDS.get(dtype, THRESHOLDS["float32"]) if threshold is None else threshold
+    # Rounding on either side keeps the two apart.
+    coarser = max(THRESHOLDS.get(str(d.get("dtype")), THRESHOLDS["float32"]) for d in (told, plain))
+    limit = coarser if threshold is None else threshold
     report = ParityReport(told, plain, limit)
     rendered: list[Rendered] = [[{"role": "user", "content": t}] if engine.chat else t for t in texts]
     base = Sampling(max_tokens=max_tokens, logprobs=True)
@@ -142,6 +145,30 @@ def check_parity(
     report.padding_agrees = all(c.text == p.completion.text for c, p in zip(alone, greedy, strict=False))
     report.agrees = all(d.agrees for d in report.differences) and report.prompt_tokens_agree in (None, 1.0)
     return report
+
+
+def open_reference(engine: Engine, model: str, adapter: str | None = None) -> TransformersEngine:
+    """Return what an engine is compared with: its model in transformers, under its adapter.
+
+    It computes in float32 where the engine does, else in the type that the weights are saved in.
+
+    Args:
+        engine: The engine to check.
+        model: Its model, as transformers names it.
+        adapter: Folder of the LoRA adapter that the engine has put on the model.
+    """
+    dtype = "float32" if engine.describe().get("dtype") == "float32" else "auto"
+    return TransformersEngine(model, adapter=adapter, dtype=dtype, chat=engine.chat)
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold under which everything or nothing would agree.
+
+    Raises:
+        ConfigError: If it is no finite number above 0.
+    """
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise ConfigError(f"threshold = {threshold:g}; allowed: a finite number above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from conftest import run_oirl
 from oirl.engines.base import Completion, Engine, EngineError, Request, Sampling
 from oirl.engines.parity import TEXTS, THRESHOLDS, ParityReport, check_parity, difference
 from oirl.engines.transformers_engine import TransformersEngine
-from oirl.errors import OirlError
+from oirl.errors import ConfigError, OirlError
 from oirl.language_models import load_language_model, load_tokenizer
 from oirl_data import small_lm_path
 
@@ -548,6 +548,65 @@ def test_doctor_shows_where_it_does_not_agree(off: Path) -> None:
     error, shown = in_process("--engine", "transformers", "--model", off, "--reference", BASE, "--threshold", "50")
     assert error is None
     assert "50 nats" in shown
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a LoRA adapter that changes what the model says."""
+    peft = pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("adapters") / "lora"
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(load_language_model(BASE), config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved_in_half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the model saved in bfloat16."""
+    folder = tmp_path_factory.mktemp("models") / "half"
+    shutil.copytree(BASE, folder)
+    load_language_model(BASE).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def test_doctor_compares_an_adapter_with_the_same_adapter(adapter: Path) -> None:
+    given = ("--engine", "transformers", "--model", BASE, "--set", f"adapter={adapter}", "--json")
+    for reference in ([], ["--reference", BASE]):
+        error, shown = in_process(*given, *reference)
+        assert error is None
+        report = json.loads(shown)
+        assert report["reference"]["model"] == report["engine"]["model"] == f"{BASE}+{adapter}"
+    bare = TransformersEngine(*loaded())
+    assert not check_parity(TransformersEngine(BASE, adapter=str(adapter)), bare).agrees  # it was worth checking
+
+
+@pytest.mark.parametrize(
+    ("saved", "dtype", "threshold"),
+    [("half", "float32", 1e-3), ("half", "float16", 0.05), ("half", "bfloat16", 0.05), ("full", "float16", 0.02)],
+)
+def test_doctor_compares_number_types_that_fit_each_other(
+    saved_in_half: Path, saved: str, dtype: str, threshold: float
+) -> None:
+    model = saved_in_half if saved == "half" else BASE
+    error, shown = in_process("--engine", "transformers", "--model", model, "--set", f"dtype={dtype}", "--json")
+    assert error is None
+    report = json.loads(shown)
+    assert (report["engine"]["dtype"], report["threshold"]) == (dtype, threshold)
+
+
+def test_the_threshold_is_that_of_the_coarser_type(reference: TransformersEngine, saved_in_half: Path) -> None:
+    """A server is asked for its log-probs, and its number type is not told."""
+    with TransformersEngine(str(saved_in_half)) as half:
+        assert check(Double(reference), half).threshold == THRESHOLDS["bfloat16"]
+
+
+@pytest.mark.parametrize("threshold", ["0", "-1", "nan", "inf"])
+def test_doctor_refuses_thresholds_that_say_nothing(threshold: str) -> None:
+    error, shown = in_process("--engine", "transformers", "--model", "/nowhere", "--threshold", threshold)
+    assert isinstance(error, ConfigError)
+    assert str(error) == f"threshold = {float(threshold):g}; allowed: a finite number above 0"
+    assert shown == ""
 
 
 def test_doctor_gives_json_where_it_agrees() -> None:
