@@ -283,12 +283,24 @@ class _Made:
     def _load(self, table: pa.Table) -> None:
         """Take rows of an earlier session; failed runs are to be made again, but in an adaptive design."""
         self._run.check_texts(table)
-        names = ("query_id", "prompt_id", "replicate", "correct", "response", "tokens_in", "tokens_out")
+        names = (
+            "query_id",
+            "prompt_id",
+            "replicate",
+            "prompt",
+            "query",
+            "correct",
+            "response",
+            "tokens_in",
+            "tokens_out",
+        )
         for i, values in enumerate(zip(*(table[name].to_pylist() for name in names), strict=True)):
-            key, (verdict, response, tokens_in, tokens_out) = values[:3], values[3:]
+            key, (prompt, query, verdict, response, tokens_in, tokens_out) = values[:3], values[3:]
             if key in self._place:  # killed between writing the log and removing the journal
                 continue
-            self._spending.settle(key, tokens_in, tokens_out)
+            if self._spending.limited:  # what an engine did not tell was paid for all the same
+                self._spending.promise(key, _size(self._run.render(prompt, query) or ""))
+            self._spending.settle(key, tokens_in, tokens_out, answered=response is not None)
             if response is None and self._run.design != "adaptive":
                 self._failed_before[key] = self._rows + i
                 self._failed_once.add(key)

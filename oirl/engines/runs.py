@@ -146,11 +146,12 @@ class Run:
 
     def request(self, cell: Cell) -> Request:
         """Return what the engine is asked for a cell."""
-        rendered = self._render(self.prompts[cell.prompt][1], self.queries[cell.query].query)
+        rendered = self.render(self.prompts[cell.prompt][1], self.queries[cell.query].query)
         assert rendered is not None
         return Request(rendered, derive_seed(self.sampling.seed, *self.key(cell)))
 
-    def _render(self, template: str, query: str) -> Rendered | None:
+    def render(self, template: str, query: str) -> Rendered | None:
+        """Return what the engine is given of a prompt and a query, None where the prompt needs more than a query."""
         return messages(template, query) if self.engine.chat else render(template, query)
 
     def row(self, cell: Cell, completion: Completion, cost: float | None) -> dict[str, Any]:

@@ -79,9 +79,18 @@ class Spending:
             return None
         return (tokens_in * self._price[0] + tokens_out * self._price[1]) / _MILLION
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a budget."""
+        return self._budget is not None
+
+    def promise(self, key: object, size: int) -> None:
+        """Promise a request of `size` bytes that an earlier session has made already."""
+        self._promised[key] = size
+
     def afford(self, key: object, size: int) -> bool:
         """Promise a request of `size` bytes, if the budget allows for it and for all that was promised before."""
-        self._promised[key] = size
+        self.promise(key, size)
         if self._budget is None:
             return True
         tokens_in = self.tokens_in + sum(self._promised.values()) + self._added * len(self._promised)

@@ -1002,6 +1002,23 @@ def test_tokens_around_a_text_are_reckoned_with(out: Path, chat: bool) -> None:
     assert 300 < report.progress.tokens_in + report.progress.tokens_out <= 500
 
 
+@pytest.mark.parametrize("design", DESIGNS)
+def test_what_was_never_told_is_spent_in_the_next_session_too(out: Path, design: str) -> None:
+    """Else each session of the same command would spend the budget anew."""
+    engine = Scripted(lambda text, seed: replace(reply(text, seed), tokens_in=None, tokens_out=None))
+    settings: dict[str, Any] = {"sampling": Sampling(max_tokens=20), "budget": Budget(300, "tokens"), "design": design}
+    first = run(out, engine, **settings)
+    assert first.stopped
+    asked = len(engine.requests)
+    for _ in range(2):
+        assert run(out, engine, **settings).progress.done == first.progress.done
+    assert len(engine.requests) == asked
+    other = out.with_name("killed")
+    with pytest.raises(EngineError):
+        run(other, Scripted(engine._answer, dies_after=2), **settings)
+    assert run(other, engine, **settings).progress.done == first.progress.done
+
+
 @pytest.mark.parametrize("unit", ["tokens", "money"])
 def test_an_engine_that_counts_no_tokens_does_not_spend_without_end(out: Path, unit: str) -> None:
     """Not every server says what it used: a budget is then kept by the most it can be, or is said to be void."""

@@ -26,6 +26,7 @@ from oirl.engines.base import Completion, EngineError, Request, Sampling, derive
 from oirl.engines.collecting import CollectReport, collect
 from oirl.engines.openai_engine import OpenAIEngine
 from oirl.engines.opening import open_engine
+from oirl.engines.spending import Budget
 from oirl.errors import ConfigError, OirlError
 from oirl.logs.rendering import messages
 from oirl.records import Query
@@ -875,6 +876,14 @@ def test_scores_that_cannot_be_had_are_an_error_of_one_line(fault: Fault) -> Non
         with pytest.raises(EngineError) as raised:
             engine.score([[5, 6]], [[7, 8]])
         assert server.url in one_line(raised.value)
+
+
+def test_a_budget_holds_over_sessions_where_a_server_tells_no_counts(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"sampling": Sampling(max_tokens=20), "budget": Budget(1000, "tokens")}
+    with FaultyServer(lambda a: changed(usage=None)) as server, opened(server) as engine:
+        done = [collected(engine, tmp_path / "log.parquet", **settings).progress.done for _ in range(3)]
+        assert done[0] == done[1] == done[2] == len(server.asked)
+        assert done[0] < len(QUERIES) * len(PROMPTS)
 
 
 def test_only_vllm_gives_the_logprobs_of_given_tokens() -> None:
