@@ -173,10 +173,10 @@ class Engine(ABC):
         """Yield (position, `sampling.n` completions) of the requests as they finish, in any order.
 
         Requests are taken from the iterable only when there is room for them. What fails is a completion with an
-        `error`; the others go on.
+        `error`; the others go on. `check_not_paused` belongs before whatever draws.
 
         Raises:
-            EngineError: If the engine as a whole cannot go on.
+            EngineError: If the engine is paused, or as a whole cannot go on.
         """
 
     @abstractmethod
@@ -239,6 +239,18 @@ class Engine(ABC):
         """Go on after `pause`."""
         self.paused = False
 
+    def check_not_paused(self) -> None:
+        """Refuse to draw between `pause` and `resume`.
+
+        Raises:
+            EngineError: If the engine is paused.
+        """
+        if problem := self._pause_problem():
+            raise problem
+
+    def _pause_problem(self) -> EngineError | None:
+        return EngineError(f"the engine {self.name!r} is paused; resume it first") if self.paused else None
+
     def check_weights(self, probe: Probe) -> float:
         """Return the mean absolute difference of the engine's log-probs from the probe's, in nats.
 
@@ -264,8 +276,7 @@ class Engine(ABC):
         Raises:
             EngineError: If the engine is paused, or cannot go on.
         """
-        if self.paused:
-            raise EngineError(f"the engine {self.name!r} is paused; resume it first")
+        self.check_not_paused()
         found: list[list[Completion]] = [[] for _ in rendered]
         requests = (Request(text, derive_seed(sampling.seed, i)) for i, text in enumerate(rendered))
         for position, completions in self.stream(requests, sampling):

@@ -222,6 +222,7 @@ class _Made:
 
     def _requests(self, todo: deque[Cell], taken: list[Cell], waiting: set[int]) -> Iterator[Request]:
         while todo:
+            self._run.engine.check_not_paused()  # an engine of somebody else's may not look
             request = self._run.request(todo[0])
             if not self._spending.afford(self._run.key(todo[0]), _size(request.rendered)):
                 return

@@ -128,6 +128,7 @@ class OpenAIEngine(Engine):
         fatal: EngineError | None = None
         try:
             while True:
+                fatal = fatal or self._pause_problem()  # what is on its way is waited for
                 while not fatal and len(running) < self._concurrency and (item := next(pending, None)) is not None:
                     position, request = item
                     future = self._start(self._complete(request, sampling))

@@ -128,6 +128,7 @@ class TransformersEngine(Engine):
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
         """Yield completions batch by batch; see `Engine.stream`."""
+        self.check_not_paused()
         pending = enumerate(requests)
         ahead = max(self._batch_size * _BATCHES_AHEAD // sampling.n, 1)
         while block := list(islice(pending, ahead)):
@@ -140,6 +141,7 @@ class TransformersEngine(Engine):
                     rows += found
             got: dict[int, dict[int, Completion]] = {}
             for batch in self._batches(rows, sampling.max_tokens):
+                self.check_not_paused()
                 for row, completion in zip(batch, self._complete(batch, sampling), strict=True):
                     of_request = got.setdefault(row.position, {})
                     of_request[row.sample] = completion

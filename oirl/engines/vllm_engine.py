@@ -97,6 +97,7 @@ class VLLMEngine(Engine):
         began: dict[str, tuple[int, float]] = {}
         try:
             while True:
+                self.check_not_paused()
                 while len(began) < self._batch_size and (item := next(pending, None)) is not None:
                     position, request = item
                     reason = self._add(f"oirl-{position}", request, sampling)

@@ -906,6 +906,24 @@ def test_a_completion_without_text_or_reason_has_failed(out: Path) -> None:
     assert report.errors == {"the engine gave neither a response nor a reason": 6}
 
 
+def test_a_paused_engine_collects_nothing(out: Path) -> None:
+    engine = Scripted()
+    engine.pause()
+    with pytest.raises(EngineError, match=r"^the engine 'scripted' is paused; resume it first$"):
+        run(out, engine)
+    assert (engine.requests, list(out.parent.iterdir())) == ([], [])
+    engine.resume()
+    assert run(out, engine).progress.done == 18
+
+
+def test_an_engine_that_is_paused_in_the_middle_keeps_what_is_done(out: Path) -> None:
+    engine = Scripted(lambda text, seed: (engine.pause(), reply(text, seed))[1])  # type: ignore[func-returns-value]
+    with pytest.raises(EngineError, match="paused"):
+        run(out, engine)
+    assert len(journal(out).read_text().splitlines()) == 1 + 1
+    assert run(out).progress.new == 17
+
+
 # Budgets ----------------------------------------------------------------------------------------------------
 
 

@@ -878,6 +878,24 @@ def test_scores_that_cannot_be_had_are_an_error_of_one_line(fault: Fault) -> Non
         assert server.url in one_line(raised.value)
 
 
+def test_a_paused_engine_asks_nothing_more() -> None:
+    paused = r"^the engine 'openai' is paused; resume it first$"
+    with FaultyServer() as server, opened(server, concurrency=2) as engine:
+        engine.pause()
+        with pytest.raises(EngineError, match=paused):
+            list(engine.stream(requests(3), Sampling()))
+        assert server.asked == []
+        engine.resume()
+        stream = engine.stream(requests(9), Sampling())
+        found = [next(stream)]
+        engine.pause()
+        with pytest.raises(EngineError, match=paused):
+            found.extend(stream)
+        assert len(found) == len(server.asked) == 2  # what was on its way is paid for
+        engine.resume()
+        assert len(list(engine.stream(requests(3), Sampling()))) == 3
+
+
 def test_a_budget_holds_over_sessions_where_a_server_tells_no_counts(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"sampling": Sampling(max_tokens=20), "budget": Budget(1000, "tokens")}
     with FaultyServer(lambda a: changed(usage=None)) as server, opened(server) as engine:

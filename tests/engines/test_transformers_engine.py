@@ -963,9 +963,19 @@ def test_a_paused_engine_draws_nothing_until_it_is_resumed(model: Any, tokenizer
     engine = TransformersEngine(model, tokenizer)
     before = engine.generate(QUERIES[:2], DRAWN)
     engine.pause()
-    with pytest.raises(EngineError, match="paused"):
+    paused = r"^the engine 'transformers' is paused; resume it first$"
+    requests = [Request(query, i) for i, query in enumerate(QUERIES[:3])]
+    with pytest.raises(EngineError, match=paused):
         engine.generate(QUERIES[:2], DRAWN)
+    with pytest.raises(EngineError, match=paused):
+        list(engine.stream(requests, DRAWN))
     engine.resume()
+    by_one = TransformersEngine(model, tokenizer, batch_size=1)
+    stream = by_one.stream(requests, DRAWN)
+    next(stream)
+    by_one.pause()
+    with pytest.raises(EngineError, match=paused):
+        next(stream)
     assert all(same(a, b) for (a,), (b,) in zip(engine.generate(QUERIES[:2], DRAWN), before, strict=True))
 
 

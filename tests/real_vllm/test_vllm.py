@@ -157,6 +157,8 @@ def test_a_paused_engine_draws_nothing(engine: VLLMEngine) -> None:
     engine.pause()
     with pytest.raises(EngineError, match="paused"):
         engine.generate(TEXTS[:2], SETTINGS)
+    with pytest.raises(EngineError, match="paused"):
+        list(engine.stream([Request(TEXTS[0], 1)], SETTINGS))
     engine.resume()
     assert [c.text for (c,) in engine.generate(TEXTS[:2], SETTINGS)] == [c.text for (c,) in before]
 
