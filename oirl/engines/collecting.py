@@ -18,7 +18,7 @@ from oirl.engines.base import Completion, Engine, EngineError, Request, Sampling
 from oirl.engines.designs import Cell
 from oirl.engines.journal import Journal, check_same_run
 from oirl.engines.runs import Key, Run, count_of
-from oirl.engines.spending import Budget, Spending
+from oirl.engines.spending import TOO_SMALL, Budget, Spending
 from oirl.errors import ConfigError, DataError
 from oirl.language_models import Rendered
 from oirl.logs.store import LogWriter, conform, log_metadata, read_log
@@ -224,7 +224,7 @@ class _Made:
         while todo:
             self._run.engine.check_not_paused()  # an engine of somebody else's may not look
             request = self._run.request(todo[0])
-            if not self._spending.afford(self._run.key(todo[0]), _size(request.rendered)):
+            if not self._spending.afford(self._run.key(todo[0]), size_of(request.rendered)):
                 return
             waiting.add(len(taken))
             taken.append(todo.popleft())
@@ -300,7 +300,7 @@ class _Made:
             if key in self._place:  # killed between writing the log and removing the journal
                 continue
             if self._spending.limited:  # what an engine did not tell was paid for all the same
-                self._spending.promise(key, _size(self._run.render(prompt, query) or ""))
+                self._spending.promise(key, size_of(self._run.render(prompt, query) or ""))
             self._spending.settle(key, tokens_in, tokens_out, answered=response is not None)
             if response is None and self._run.design != "adaptive":
                 self._failed_before[key] = self._rows + i
@@ -345,7 +345,7 @@ def _table(rows: list[dict[str, Any]], where: str) -> pa.Table:
 
 def _write(run: Run, table: pa.Table) -> None:
     if not len(table):
-        raise ConfigError("the budget does not allow for a single request; raise it, or lower max_tokens")
+        raise ConfigError(TOO_SMALL)
     with LogWriter(run.out, notes={RUN: json.dumps(run.identity, ensure_ascii=False)}) as writer:
         for batch in table.to_batches(_ROWS_AT_A_TIME):
             writer.write(batch)
@@ -379,7 +379,8 @@ def _notes(text: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _size(rendered: Rendered) -> int:
+def size_of(rendered: Rendered) -> int:
+    """Return the most tokens that a text or messages may be, by their bytes and what stands around them."""
     if isinstance(rendered, str):
         return len(rendered.encode("utf-8", "replace")) + 8
     return sum(len(turn["content"].encode("utf-8", "replace")) + 64 for turn in rendered)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from oirl.errors import ConfigError
 
+TOO_SMALL = "the budget does not allow for a single request; raise it, or lower max_tokens"
 _MILLION = 1e6
 _FORM = re.compile(r"(\d[\d_]*(?:\.\d+)?)([kM]?)\s*(tokens|money)")
 _SCALE = {"": 1.0, "k": 1e3, "M": 1e6}

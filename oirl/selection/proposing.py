@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from oirl.engines.base import Engine, EngineError, Sampling, derive_seed
-from oirl.engines.collecting import Progress, read_earlier
+from oirl.engines.collecting import Progress, read_earlier, size_of
 from oirl.engines.runs import Run
-from oirl.engines.spending import Budget, Spending
+from oirl.engines.spending import TOO_SMALL, Budget, Spending
 from oirl.errors import ConfigError, DataError
 from oirl.evaluation.success import PromptSuccess, prompt_success
 from oirl.logs.atomic import atomic_file
@@ -27,19 +27,12 @@ from oirl.logs.store import conform_table
 from oirl.logs.text import template_id
 from oirl.records import INTERACTION_SCHEMA, Query
 from oirl.rewards.training import without_sparse_prompts
+from oirl.selection.answers import Answers, Proposer, answers_path
 from oirl.selection.meta_prompt import Evidence, Failure, LoggedPrompt, read_candidates, why_not, write_meta_prompt
 from oirl.selection.racing import Racer, RaceReport, race
 
 _SHOWN_BEST, _SHOWN_WORST, _FAILURES = 5, 2, 4
 _ROUNDS_OF_ASKING = 4
-
-
-class Proposer(Protocol):
-    """What proposes prompts: a language model that is asked, or a prompting policy that was trained to."""
-
-    def propose(self, evidence: Evidence, already: Sequence[str], n: int, seed: int) -> list[str]:
-        """Return up to n candidate templates, given what a log tells and the candidates that there are already."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,12 @@ class MetaPromptProposer:
     engine: Engine
     temperature: float = 1.0
     max_tokens: int = 1024
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides its replies, for JSON."""
+        told = self.engine.describe()
+        model = {name: told.get(name) for name in ("engine", "model", "model_fingerprint")}
+        return model | {"temperature": self.temperature, "max_tokens": self.max_tokens}
 
     def propose(self, evidence: Evidence, already: Sequence[str], n: int, seed: int) -> list[str]:
         """Return the candidates of n replies; see `Proposer`.
@@ -163,7 +162,9 @@ def propose(
 ) -> ProposeReport:
     """Propose prompts for the task of a log, and race them against its best single prompt.
 
-    Only rows that the log marks `train` are used, if it marks any: what is found can be evaluated on the others.
+    Only rows that the log marks `train` are used, if it marks any: what is found can be evaluated on the others. What
+    the proposer has answered is kept beside the race's log until `write_prompt_file` has written the outcome of a
+    finished race: the same call goes on with the same candidates.
 
     Args:
         log: Interactions with verdicts, and answers if there is a race.
@@ -186,8 +187,10 @@ def propose(
     evidence = gather_evidence(rows, sorted(prompt_success(cells), key=lambda s: -s.ci_low), seed)
     best = evidence.prompts[0]
     queries = [] if plan is None else _check(plan, rows, evidence, seed)
-    candidates, left_out = _candidates(rows, proposer, evidence, n, seed)
+    answers = Answers(proposer, evidence, n, seed, None if plan is None else answers_path(plan.log))
+    candidates, left_out = _candidates(rows, answers, n)
     if not candidates:
+        answers.forget()  # another time it may propose something else
         reasons = (
             "; ".join(f"{count} times {why}" for why, count in left_out.most_common()) or "no <prompt> in any reply"
         )
@@ -238,6 +241,8 @@ def write_prompt_file(report: ProposeReport, path: str | Path) -> None:
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     report.out = str(path)
+    if made is not None and not made.stopped:
+        answers_path(made.log).unlink(missing_ok=True)
 
 
 def check_prompt_file(path: str | Path) -> None:
@@ -281,17 +286,15 @@ def _row(
     return row
 
 
-def _candidates(
-    rows: pa.Table, proposer: Proposer, evidence: Evidence, n: int, seed: int
-) -> tuple[list[Candidate], Counter[str]]:
+def _candidates(rows: pa.Table, answers: Answers, n: int) -> tuple[list[Candidate], Counter[str]]:
     """Ask until there are n candidates that differ, or the proposer has been asked often enough."""
     known = list(dict.fromkeys(rows["prompt"].to_pylist()))
-    texts = [t for f in evidence.failures for t in (f.query, f.response)]
+    texts = [t for f in answers.evidence.failures for t in (f.query, f.response)]
     found: list[Candidate] = []
     left_out: Counter[str] = Counter()
     for turn in range(_ROUNDS_OF_ASKING):
         already = [c.prompt for c in found]
-        for text in proposer.propose(evidence, already, n - len(found), derive_seed(seed, "propose", turn)):
+        for text in answers.turn(turn, already, n - len(found)):
             reason = why_not(text, [*known, *(c.prompt for c in found)], texts)
             if reason is not None:
                 left_out[reason] += 1
@@ -318,28 +321,34 @@ def _screen(report: ProposeReport, rows: pa.Table, screen: Screen) -> None:
 def _check(plan: RacePlan, rows: pa.Table, evidence: Evidence, seed: int) -> list[Query]:
     """Return the queries of a race; what cannot be raced is said before a proposer is paid."""
     open_checker(plan.grade)
-    Spending(plan.budget, plan.price, plan.sampling.max_tokens)
+    spending = Spending(plan.budget, plan.price, plan.sampling.max_tokens)
     if plan.n_race < 1 or plan.n_confirm < 0:
         raise ConfigError(f"n_race = {plan.n_race}, n_confirm = {plan.n_confirm}; allowed: 1 or more, 0 or more")
-    best = evidence.prompts[0]
-    # A run of one query, which refuses what cannot be filled in and a race log of other settings.
-    query = Query("x", "x", "x")
-    read_earlier(
-        Run(
-            plan.engine,
-            [query],
-            [(best.prompt_id, best.prompt)],
-            Path(plan.log),
-            _race_sampling(plan),
-            "full",
-            1,
-            plan.grade,
-        )
-    )
     queries = unlike_queries(rows, seed, [failure.query for failure in evidence.failures])
     if len(queries) < 2:
         raise DataError("a race needs queries with an `answer` in the log; there are fewer than two")
+    best = evidence.prompts[0]
+    # A run of the best prompt, which refuses what cannot be filled in and a race log of other settings.
+    run = Run(
+        plan.engine,
+        queries[: _raced(queries, plan)],
+        [(best.prompt_id, best.prompt)],
+        Path(plan.log),
+        _race_sampling(plan),
+        "full",
+        1,
+        plan.grade,
+    )
+    if read_earlier(run) is None:
+        sizes = [size_of(run.request(cell).rendered) for cells in run.rounds({}) for cell in cells]
+        if not spending.afford("any", min(sizes)):
+            raise ConfigError(TOO_SMALL)
     return queries
+
+
+def _raced(queries: Sequence[Query], plan: RacePlan) -> int:
+    """Return how many of the queries are for the race; the others confirm."""
+    return min(plan.n_race, max(len(queries) * plan.n_race // max(plan.n_race + plan.n_confirm, 1), 1))
 
 
 def _race_sampling(plan: RacePlan) -> Sampling:
@@ -352,7 +361,7 @@ def _race(
 ) -> RaceReport:
     prompts = [(c.prompt_id, c.prompt) for c in report.candidates if c.raced]
     prompts.append((report.best_prompt.prompt_id, report.best_prompt.prompt))
-    raced = min(plan.n_race, max(len(queries) * plan.n_race // max(plan.n_race + plan.n_confirm, 1), 1))
+    raced = _raced(queries, plan)
     return race(
         plan.engine,
         prompts,

@@ -34,7 +34,9 @@ BAD = "{query} Badly, at 0.02"
 TOY = '''
 """Engines of a user: one that is right as often as the prompt says, and one that proposes."""
 
+import os
 import re
+import signal
 
 from oirl.engines.base import Completion, Engine, EngineError
 
@@ -45,8 +47,9 @@ class Toy(Engine):
     name = "toy"
     chat = False
 
-    def __init__(self, model, dies_after=None, stopped_after=None, note=None):
+    def __init__(self, model, dies_after=None, stopped_after=None, killed_after=None, note=None):
         self.model, self.dies_after, self.stopped_after, self.note = model, dies_after, stopped_after, note
+        self.killed_after = killed_after
         self.asked, self.closed = [], False
         OPENED.append(self)
 
@@ -59,6 +62,8 @@ class Toy(Engine):
                 raise EngineError("the server is gone")
             if len(self.asked) == self.stopped_after:
                 raise KeyboardInterrupt
+            if len(self.asked) == self.killed_after:
+                os.kill(os.getpid(), signal.SIGKILL)
             self.asked.append(request.rendered)
             yield position, [Completion(self.reply(request), "stop", tokens_in=10, tokens_out=1)]
 
@@ -93,6 +98,13 @@ class Careful(Proposer):
 
 class Steps(Proposer):
     replies = ["<prompt>{query} Work step by step.</prompt>"]
+
+
+class Fickle(Proposer):
+    """Answers otherwise each time that it is asked, as servers do."""
+
+    def reply(self, request):
+        return f"<prompt>{{query}} {os.urandom(8).hex()} at 0.{os.urandom(1)[0]:03}</prompt>"
 
 
 class Silent(Proposer):
@@ -530,6 +542,73 @@ def test_a_race_that_was_cut_off_goes_on(
     assert not (tmp_path / "p.race.parquet.journal").exists()
     assert oirl("--out", whole, *SHORT).returncode == 0
     assert file_rows(whole) == file_rows(out)
+
+
+def candidates(path: Path) -> list[str]:
+    return [row["prompt"] for row in file_rows(path) if row["source"] == "proposed"]
+
+
+def test_a_race_goes_on_with_the_prompts_that_were_proposed(work: Path, tmp_path: Path) -> None:
+    """A proposer that is asked again may answer otherwise; then what has run would be lost."""
+    command = ["propose", work / "log.parquet", "--engine", "toy_engines:Target", "--model", "small", *SHORT]
+    command += ["--proposer-engine", "toy_engines:Fickle", "--proposer-model", "large", "--grade", "exact"]
+    command += ["--out", tmp_path / "p.jsonl"]
+    killed = run_oirl(*command, "--set", "killed_after=10", cwd=work)
+    assert killed.returncode == -signal.SIGKILL
+    journal = tmp_path / "p.race.parquet.journal"
+    ran = [json.loads(line)["prompt"] for line in journal.read_text().splitlines()[1:]]
+    assert len(ran) == 10
+    died = run_oirl(*command, "--set", "dies_after=10", "--proposer-set", "dies_after=0", cwd=work)
+    assert "the server is gone" in died.stderr
+    done = run_oirl(*command, "--proposer-set", "dies_after=0", cwd=work)
+    assert done.returncode == 0, done.stderr
+    proposed = candidates(tmp_path / "p.jsonl")
+    assert len(proposed) == 2
+    assert {r["prompt"] for r in read_log(tmp_path / "p.race.parquet").to_pylist()} == {*proposed, FAIR}
+    assert set(ran) <= {*proposed, FAIR}
+    assert sorted(os.listdir(tmp_path)) == ["p.jsonl", "p.race.parquet"]
+
+
+def test_a_larger_budget_goes_on_with_the_prompts_that_were_proposed(
+    oirl: Typed, tmp_path: Path, toy: ModuleType
+) -> None:
+    out, settings = tmp_path / "p.jsonl", ("--max-tokens", "1", *SHORT)
+    assert oirl("--out", out, *settings, "--budget", "500tokens", proposer="Fickle").returncode == 0
+    before = candidates(out)
+    toy.OPENED.clear()
+    assert oirl("--out", out, *settings, proposer="Fickle").returncode == 0
+    assert sorted(candidates(out)) == sorted(before)
+    assert toy.OPENED[1].asked == []
+    assert oirl("--out", out, *settings, proposer="Fickle").returncode == 0  # that race is over: this is another
+    assert not set(candidates(out)) & set(before)
+
+
+@pytest.mark.parametrize("other", [("--n", "3"), ("--proposer-model", "larger")])
+def test_who_asks_for_something_else_gets_something_else(
+    oirl: Typed, tmp_path: Path, toy: ModuleType, other: tuple[str, str]
+) -> None:
+    out = tmp_path / "p.jsonl"
+    assert oirl("--out", out, *SHORT, "--set", "dies_after=30", proposer="Fickle").returncode == 2
+    toy.OPENED.clear()
+    assert oirl("--out", out, *SHORT, *other, proposer="Fickle").returncode == 0
+    assert len(toy.OPENED[1].asked) >= 2
+
+
+def test_a_budget_for_nothing_is_said_before_the_proposer_is_paid(oirl: Typed, tmp_path: Path, toy: ModuleType) -> None:
+    done = oirl("--out", tmp_path / "p.jsonl", *SHORT, "--budget", "100tokens")
+    assert error(done) == "oirl: the budget does not allow for a single request; raise it, or lower max_tokens"
+    assert [engine.asked for engine in toy.OPENED] == [[], []]
+    assert os.listdir(tmp_path) == []
+
+
+def test_answers_that_are_none_are_not_overwritten(oirl: Typed, tmp_path: Path) -> None:
+    kept = tmp_path / "p.race.parquet.proposals"
+    for text in ("mine", "[1]", '{"asked": 1}'):
+        kept.write_text(text)
+        assert f"{kept}: not the answers of a proposer; move the file away" in error(
+            oirl("--out", tmp_path / "p.jsonl", *SHORT)
+        )
+        assert kept.read_text() == text
 
 
 # The small language model -----------------------------------------------------------------------------------
