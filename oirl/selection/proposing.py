@@ -201,6 +201,8 @@ def propose(
     if plan is not None:
         report.race = _race(report, queries, plan, progress)
         _conclude(report)
+    elif screen.model is None:
+        report.warnings.append("no candidate was raced or estimated: there is no evidence for any of them")
     return report
 
 
@@ -235,7 +237,9 @@ def write_prompt_file(report: ProposeReport, path: str | Path) -> None:
     shown = made is not None and made.ci_low is not None and made.ci_low > 0 and not made.stopped
     first = made.winner if made and shown else report.best_prompt.prompt_id
     rows = [_row(c.prompt_id, c.prompt, "proposed", racers, report) | _estimate(c) for c in report.candidates]
-    rows.append(_row(report.best_prompt.prompt_id, report.best_prompt.prompt, "logged", racers, report))
+    best = report.best_prompt
+    logged = {"logged": {"n": best.n, "success": best.success}}
+    rows.append(_row(best.prompt_id, best.prompt, "logged", racers, report) | logged)
     if made is not None:
         rows.sort(key=lambda row: row["prompt_id"] != first)
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:

@@ -338,6 +338,7 @@ def test_to_propose_only_no_second_engine_is_needed(oirl: Typed, tmp_path: Path,
     else:
         assert "predicted (extrapolation)" in done.stdout
         assert "won" not in done.stdout
+        assert "warning: no candidate was raced or estimated: there is no evidence for any of them\n" in done.stderr
 
 
 @pytest.mark.parametrize("race", ["0", "20"])

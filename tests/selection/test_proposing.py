@@ -261,7 +261,7 @@ def test_candidates_are_named_by_their_text(task: pa.Table) -> None:
         (template_id(text), text, None, True) for text in (GOOD, "Other way: {query}")
     ]
     assert report.best_prompt == evidence_of(task).prompts[0]
-    assert (report.out, report.race, report.left_out, report.warnings) == (None, None, {}, [])
+    assert (report.out, report.race, report.left_out) == (None, None, {})
 
 
 def test_what_is_left_out_is_counted_by_reason(task: pa.Table) -> None:
@@ -475,6 +475,15 @@ def test_a_reward_model_orders_the_candidates(task: pa.Table, fitted: PromptRewa
     assert report.candidates[0].prompt == texts[1]
     assert [c.raced for c in report.candidates] == [True, True, False]
     assert report.warnings == ["the reward model has seen none of the candidates: its estimates are extrapolations"]
+
+
+def test_without_a_race_or_a_model_there_is_no_evidence(
+    task: pa.Table, fitted: PromptRewardModel, out: Path, tmp_path: Path
+) -> None:
+    said = "no candidate was raced or estimated: there is no evidence for any of them"
+    assert run(task, Fixed([GOOD])).warnings == [said]
+    assert said not in run(task, Fixed([GOOD]), model=fitted).warnings
+    assert said not in run(task, Fixed([GOOD]), out=out).warnings
 
 
 def test_without_one_the_order_is_that_of_the_proposals(task: pa.Table, out: Path) -> None:
@@ -856,7 +865,8 @@ def test_the_winner_stands_first_with_its_evidence(report: ProposeReport, tmp_pa
     }
     assert [row["prompt"] for row in others] == ["{query} Bad at 0.05", "{query} Never raced at 0.50", FAIR]
     assert [row["source"] for row in others] == ["proposed", "proposed", "logged"]
-    assert [set(row) - {"prompt_id", "prompt", "source"} for row in others] == [{"race"}, set(), {"race"}]
+    assert [set(row) - {"prompt_id", "prompt", "source"} for row in others] == [{"race"}, set(), {"race", "logged"}]
+    assert others[2]["logged"] == {"n": 90, "success": report.best_prompt.success}
     assert others[0]["race"]["left_after"] in (20, 40)
 
 
