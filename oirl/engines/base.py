@@ -191,6 +191,11 @@ class Engine(ABC):
         """
         raise EngineError(f"the engine {self.name!r} cannot give log-probs of given tokens")
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether `update_weights` can be used."""
+        return type(self)._load_weights is not Engine._load_weights
+
     def update_weights(
         self, weights: Iterable[tuple[str, Any]], probe: Probe, *, timeout: float = DEFAULT_TIMEOUT_S
     ) -> int:

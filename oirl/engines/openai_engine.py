@@ -13,10 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
-from oirl.engines.base import Completion, Engine, EngineError, Request, Sampling, failed, refused
+from oirl.engines.base import DEFAULT_TIMEOUT_S, Completion, Engine, EngineError, Request, Sampling, failed, refused
 from oirl.engines.openai_replies import read_choices, read_completion, read_scores
+from oirl.engines.server_weights import send_weights
 from oirl.errors import ConfigError, require
 
 T = TypeVar("T")
@@ -42,6 +44,7 @@ class OpenAIEngine(Engine):
         timeout: Seconds in which a request must be answered in full.
         max_retries: How often a request is tried again.
         requests_per_minute: The most requests to begin in a minute; None for no limit.
+        weights_folder: A folder under which a vLLM server reads new weights that are put there (`send_weights`).
 
     Raises:
         MissingPackageError: If the client is not installed.
@@ -62,6 +65,7 @@ class OpenAIEngine(Engine):
         timeout: float = 120.0,
         max_retries: int = 6,
         requests_per_minute: float | None = None,
+        weights_folder: str | None = None,
     ) -> None:
         require("openai", "openai", "the engine `openai`")
         from openai import AsyncOpenAI
@@ -77,6 +81,7 @@ class OpenAIEngine(Engine):
         if not key and self._is_openai:
             raise ConfigError(f"{self._shown_url} needs a key: set the environment variable {api_key_env}")
         self._concurrency, self._timeout, self._max_retries = concurrency, timeout, max_retries
+        self._weights_folder = weights_folder
         self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._not_before = self._next_start = 0.0
         self._over = asyncio.Event()  # set when a run ends early: nothing more is begun
@@ -187,6 +192,23 @@ class OpenAIEngine(Engine):
             raise EngineError(f"{self._shown_url} cannot score given tokens: {e}") from e
         return read_scores(reply, len(prompt), tokens)
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether there is a vLLM server, and a folder to put new weights in."""
+        return self._is_vllm and self._weights_folder is not None
+
+    def _load_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        if not self.takes_weights or self._weights_folder is None:
+            raise EngineError(
+                f"{self._shown_url} cannot take new weights: that needs a vLLM server with VLLM_SERVER_DEV_MODE=1, and "
+                "weights_folder, a folder that it can read"
+            )
+        send_weights(self._root, Path(self._weights_folder), self.weight_version + 1, weights, DEFAULT_TIMEOUT_S)
+
+    @property
+    def _root(self) -> str:
+        return self.base_url.rstrip("/").removesuffix("/v1")
+
     def close(self) -> None:
         """Break off what is running and close the connections."""
         if not self._loop.is_closed():
@@ -236,7 +258,7 @@ class OpenAIEngine(Engine):
         return cards.get(self.model, {})
 
     async def _version(self) -> str | None:
-        url = self.base_url.rstrip("/").removesuffix("/v1") + "/version"
+        url = f"{self._root}/version"
         try:
             reply = await self._retrying(lambda: self._client.get(url, cast_to=object))
         except (_Refused, _Failed):

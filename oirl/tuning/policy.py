@@ -202,9 +202,14 @@ def open_sampler(
         return TransformersEngine(policy.model, policy.tokenizer, logprobs_mode=logprobs_mode or "raw", **params)
     if logprobs_mode and name == "vllm":
         params = {"logprobs_mode": logprobs_mode} | params
-    engine = open_engine(name, model, params)
-    if updated and type(engine)._load_weights is Engine._load_weights:
-        raise ConfigError(f"the engine {name!r} cannot take new weights, which every iteration after the first needs")
+    known = {k: v for k, v in params.items() if k != "model"}
+    engine = open_engine(name, str(params.get("model", model)), known)
+    if updated and not engine.takes_weights:
+        engine.close()
+        hint = "; of a vLLM server, name weights_folder under engine_params" if name == "openai" else ""
+        raise ConfigError(
+            f"the engine {name!r} cannot take new weights, which every iteration after the first needs{hint}"
+        )
     return engine
 
 

@@ -147,7 +147,7 @@ class Sampled(Settings):
         samples: Responses to each query in each iteration.
         temperature: At which they are drawn.
         engine: What draws them: `transformers` shares the weights that are trained; `vllm` gets them sent.
-        engine_params: The engine's parameters.
+        engine_params: The engine's parameters; `model` among them is what a server calls the model.
         reward: "verdict" (1 right, 0 wrong), "score" (the log's column), the folder of a reward model of responses by
             `oirl fit`, package.module:function of TRL's form, f(prompts, completions, **columns) -> rewards, or the
             address of a server (http://…).

@@ -61,7 +61,7 @@ def server() -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", BASE]
     command += ["--served-model-name", "small", "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1"]
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
     process = subprocess.Popen(
         [*command, "--port", str(port)],
         env=os.environ | settings,
@@ -372,6 +372,28 @@ def test_apa_learns_with_vllm_and_proves_the_weights_after_each_update(lora_rank
     assert last > first + 0.05
     times = [json.loads(line) for line in (tmp_path / "run" / "times.jsonl").read_text().splitlines()]
     assert ["seconds_sync" in row for row in times] == [False] + [True] * 9
+
+
+def test_ppo_learns_with_a_vllm_server_that_is_sent_the_weights(server: str, tmp_path: Path) -> None:
+    """The last test of those that share the server: it has other weights afterwards."""
+    rows = [{"query": p.query, "answer": str(p.answer)} for p in generate_problems(40, random.Random(6), held_out=True)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {
+        "model": BASE, "queries": str(tmp_path / "queries.jsonl"), "out": str(tmp_path / "run"), "grade": "numeric",
+        "iterations": 3, "rollouts": 32, "max_tokens": 48, "batch": 16, "micro_batch": 16, "held_out": 0.0,
+        "learning_rate": 5e-4, "engine": "openai",
+        "engine_params": {
+            "model": "small", "base_url": server, "chat": False, "weights_folder": str(tmp_path / "weights"),
+        },
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(json.dumps(settings))
+    done = run_oirl("tune", "ppo", "--config", tmp_path / "c.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["iterations"]
+    assert abs(rows[0]["kl"]) < 0.05
+    assert rows[-1]["kl"] > 0.02
+    assert all(row["engine_gap"] < 2e-3 for row in rows)
+    assert not list((tmp_path / "weights").iterdir())
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
