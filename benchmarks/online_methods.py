@@ -34,7 +34,7 @@ from tuning_methods import make_queries, over_seeds, success
 import oirl
 from oirl_data import small_lm_path
 
-RATES = {"apa": 3e-4, "ppo": 3e-4, "awr": 3e-4}
+RATES = {"apa": 1e-4, "ppo": 1e-4, "awr": 1e-4}
 SWEEP: dict[str, dict[str, Any]] = {
     "apa 0.03": {"kl_coef": 0.03},
     "apa 0.1": {"kl_coef": 0.1},
