@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from oirl.statistics.intervals import normal_interval
+from oirl.statistics.intervals import standard_error
 
 WARNED_DRIFT = 2.0
 """The factor by which length or variety may change before it is warned of."""
@@ -46,12 +47,19 @@ def drifted(first: Mapping[str, Any], now: Mapping[str, Any], factor: float) -> 
 
 
 def over_optimised(
-    reward_then: np.ndarray, reward_now: np.ndarray, gold_then: np.ndarray, gold_now: np.ndarray, groups: np.ndarray
+    reward_then: np.ndarray,
+    reward_now: np.ndarray,
+    gold_then: np.ndarray,
+    gold_now: np.ndarray,
+    groups: np.ndarray,
+    *,
+    among: int = 1,
 ) -> str | None:
     """Return that the reward that is trained for rises on held-out queries while gold, what counts, falls.
 
-    Gold has fallen if the 95% interval of its paired difference, clustered by groups, lies below zero. The reward has
-    risen if its mean has. (Gao et al. 2022, 2210.10760: over-optimisation of a reward model.)
+    Gold has fallen if the interval of its paired difference, clustered by groups, lies below zero: of 95%, or more, as
+    the best of several validations is good by luck too (1 − 0.05/k of the best of k, Bonferroni). The reward has risen
+    if its mean has. (Gao et al. 2022, 2210.10760: over-optimisation of a reward model.)
 
     Args:
         reward_then: Of each held-out query at the best validation by gold so far, float (n,).
@@ -59,17 +67,19 @@ def over_optimised(
         gold_then: Gold of the same.
         gold_now: Gold now.
         groups: Near duplicates of each query have its number, (n,).
+        among: How many validations the best was the best of.
     """
     change, rise = gold_now - gold_then, reward_now - reward_then
     known = ~(np.isnan(change) | np.isnan(rise))
     if known.sum() < 2 or not rise[known].mean() > 0:
         return None
-    low, high = normal_interval(change[known], groups[known])
-    if not high < 0:
+    width = NormalDist().inv_cdf(1 - 0.025 / among) * float(standard_error(change[known], groups[known]))
+    mean = float(change[known].mean())
+    if not mean + width < 0:
         return None
     return (
-        f"the reward on held-out queries has risen by {rise[known].mean():.3g} while gold has fallen by "
-        f"{-change[known].mean():.3g} [{-high:.3g}, {-low:.3g}]: the reward is being gamed"
+        f"the reward on held-out queries has risen by {rise[known].mean():.3g} while gold has fallen by {-mean:.3g} "
+        f"[{-mean - width:.3g}, {-mean + width:.3g}]: the reward is being gamed"
     )
 
 

@@ -41,7 +41,7 @@ class OnlineRun(TuningRun):
         self._first: dict[str, Any] | None = None
         self._best: dict[str, Any] | None = None
         self._groups: np.ndarray | None = None
-        self._rollbacks = self._reward_from = 0
+        self._rollbacks = self._reward_from = self._looks = 0
         if how.refit_reward_every:
             check_refit(how, [*data.queries, *data.validation])
         if isinstance(how, Apa) and how.log:
@@ -161,8 +161,6 @@ class OnlineRun(TuningRun):
         self._processes.wait_for_everyone()
         self._data.scorer = by_model(open_reward_model(folder))
         self._reward_from = due
-        if iteration == due:
-            self._best = None  # rewards of another model cannot be compared with the last one's
 
     def _beyond(self, figures: Mapping[str, Any]) -> str | None:
         how = self._how
@@ -192,7 +190,7 @@ class OnlineRun(TuningRun):
         then, now = (_rewards_and_gold(row) for row in (self._best, measured))
         if then is None or now is None:
             return None
-        return over_optimised(then[0], now[0], then[1], now[1], self._groups)
+        return over_optimised(then[0], now[0], then[1], now[1], self._groups, among=max(self._looks, 1))
 
     def _look(self, measured: Mapping[str, Any] | None) -> None:
         """Remember the best validation so far."""
@@ -200,7 +198,7 @@ class OnlineRun(TuningRun):
             return
         if "groups" in measured:
             self._groups = np.array(measured["groups"])
-        value = self._validation.value(measured)
+        value, self._looks = self._validation.value(measured), self._looks + 1
         if self._best is None or value > self._validation.value(self._best):
             self._best = dict(measured)
 
@@ -221,8 +219,11 @@ class OnlineRun(TuningRun):
 
     def _recall(self, row: Mapping[str, Any]) -> None:
         """Take in what has been told, by an earlier process or by this one."""
+        every = self._how.refit_reward_every
         if row["kind"] == "rollouts" and row["iteration"] == 0:
             self._first = {name: row[name] for name in ("tokens_mean", "distinct_2")}
+        elif row["kind"] == "rollouts" and every and row["iteration"] % every == 0:
+            self._best, self._looks = None, 0  # rewards of another model cannot be compared with the last one's
         elif row["kind"] == "validation":
             self._look(row)
         elif row["kind"] == "guard":
