@@ -4,7 +4,9 @@ A step draws 64 responses (8 to each of 8 queries), rewards them by a function, 
 against the reference and a leave-one-out baseline (`oirl tune ppo`, baseline leave_one_out; TRL's RLOO). `apa` is the
 same with oirl's defaults: a value network of its own, two epochs of two updates, which TRL has nothing beside. Weights
 are random, so that nearly all responses have `--max-tokens` tokens. Runs alternate, each in a process of its own;
-medians over steps after the first ones, ratios are oirl over TRL.
+medians over steps after the first ones, ratios are oirl over TRL. TRL has dropped its PPO: with `--old-trl PYTHON`, an
+interpreter with trl 0.11.4 (transformers 4.45.2, numpy below 2), its `step` runs beside `oirl tune ppo` with a value
+head: 64 responses, four epochs of two updates.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/online_speed.py [--shape small|medium|0.5b] [--steps 12] [--repeats 3] [--bf16]
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,14 +32,14 @@ from tuning_speed import SHAPES
 
 from oirl_data import small_lm_path
 
-SYSTEMS = ("oirl", "trl", "apa")
+SYSTEMS = ("oirl", "trl", "apa", "ppo", "old_trl")
 SKIPPED = 3
 
 
 def make_folder(shape: str, folder: Path) -> str:
     """Write a model with random weights and the small model's tokenizer, and return its folder."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
     torch.manual_seed(0)
     ends = {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 2048}
@@ -45,7 +48,8 @@ def make_folder(shape: str, folder: Path) -> str:
     else:
         config = (Qwen2Config if shape == "0.5b" else LlamaConfig)(**SHAPES[shape], **ends)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(small_lm_path()).save_pretrained(folder)
+    for file in small_lm_path().glob("tokenizer*"):
+        shutil.copy(file, folder)
     return str(folder)
 
 
@@ -70,6 +74,8 @@ def run_oirl(args: argparse.Namespace, folder: Path, model: str) -> dict[str, An
     if args.system == "oirl":
         one_update = {"samples": 8, "epochs": 1, "batch": 64, "baseline": "leave_one_out", "value_clip": None}
         oirl.tune("ppo", settings | one_update | {"kl_controller": "fixed"})
+    elif args.system == "ppo":
+        oirl.tune("ppo", settings | {"baseline": "value_head", "batch": 32, "epochs": 4})
     else:
         oirl.tune("apa", settings)
     told = [json.loads(line) for line in (folder / "run" / "times.jsonl").read_text().splitlines()][SKIPPED:]
@@ -113,6 +119,34 @@ def run_trl(args: argparse.Namespace, folder: Path, model: str) -> dict[str, Any
     return {"seconds": seconds[SKIPPED - 1 :], "tokens": tokens[SKIPPED:], "phases": {}}
 
 
+def run_old_trl(args: argparse.Namespace, folder: Path, model: str) -> dict[str, Any]:
+    """Return seconds of the steps of TRL's former PPO; nothing of oirl is needed for it."""
+    import torch
+    from transformers import LlamaTokenizerFast
+    from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
+
+    torch.manual_seed(0)
+    config = PPOConfig(
+        batch_size=64, mini_batch_size=32, ppo_epochs=4, learning_rate=1e-5, init_kl_coef=0.05, log_with=None
+    )  # fmt: skip
+    policy, reference = (AutoModelForCausalLMWithValueHead.from_pretrained(model) for _ in range(2))
+    tokenizer = LlamaTokenizerFast(tokenizer_file=str(small_lm_path() / "tokenizer.json"), pad_token="<pad>")
+    tokenizer.pad_token_id, tokenizer.eos_token_id = 0, 2
+    trainer = PPOTrainer(config, policy, reference, tokenizer)
+    seconds, tokens = [], []
+    for step in range(args.steps):
+        began = time.perf_counter()
+        queries = [torch.randint(4, 250, (12,)) for _ in range(64)]
+        responses = trainer.generate(
+            queries, batch_size=64, return_prompt=False, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+            max_new_tokens=args.max_tokens, pad_token_id=0, eos_token_id=2,
+        )  # fmt: skip
+        trainer.step(queries, responses, [torch.tensor(float(len(r) + step % 3)) for r in responses])
+        seconds.append(time.perf_counter() - began)
+        tokens.append(sum(map(len, responses)))
+    return {"seconds": seconds[SKIPPED:], "tokens": tokens[SKIPPED:], "phases": {}}
+
+
 def child(args: argparse.Namespace) -> None:
     """Run one system in this process and print its figures."""
     import torch
@@ -120,7 +154,8 @@ def child(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_folder(args.shape, folder / "model")
-        found = (run_trl if args.system == "trl" else run_oirl)(args, folder, model)
+        run = {"trl": run_trl, "old_trl": run_old_trl}.get(args.system, run_oirl)
+        found = run(args, folder, model)
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() / 1e6 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(found | {"peak_mb": peak, "device": torch.cuda.get_device_name() if gpu else "cpu"}))
@@ -135,15 +170,18 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--micro-batch", type=int, default=32)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--old-trl", help="an interpreter that has trl 0.11.4")
     parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.system:
         child(args)
         return
-    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
+    systems = SYSTEMS if args.old_trl else SYSTEMS[:-1]
+    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
     for _ in range(args.repeats):
-        for system in SYSTEMS:
-            command = [sys.executable, __file__, *sys.argv[1:], "--system", system]
+        for system in systems:
+            python = args.old_trl if system == "old_trl" else sys.executable
+            command = [python, __file__, *sys.argv[1:], "--system", system]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr)
@@ -163,8 +201,10 @@ def main() -> None:
             "device": some[0]["device"],
             **phases,
         }
-    pairs = zip(found["trl"]["seconds_a_step_of_runs"], found["oirl"]["seconds_a_step_of_runs"], strict=True)
-    found["oirl / trl, steps a second"] = [round(trl / ours, 3) for trl, ours in pairs]
+    for ours, theirs in (("oirl", "trl"), ("ppo", "old_trl")):
+        if theirs in found:
+            pairs = zip(*(found[name]["seconds_a_step_of_runs"] for name in (theirs, ours)), strict=True)
+            found[f"{ours} / {theirs}, steps a second"] = [round(a / b, 3) for a, b in pairs]
     print(json.dumps(found, indent=1))
 
 
