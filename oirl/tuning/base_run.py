@@ -116,7 +116,9 @@ class TuningRun:
 
         how, data = self._general, self._data
         rng = np.random.default_rng(derive_seed(how.seed, "validation"))
-        queries = data.validation if data.validation_rewards else [q for q in data.validation if q.answer is not None]
+        answered = [q for q in data.validation if q.answer is not None]
+        checker = data.checker if answered else None
+        queries = answered if checker is not None or not data.validation_rewards else data.validation
         if len(queries) > how.validation_queries:
             queries = [queries[i] for i in sorted(rng.choice(len(queries), how.validation_queries, replace=False))]
         examples: list[Any] = []
@@ -134,7 +136,7 @@ class TuningRun:
             self._prompts,
             initial,
             data.groups,
-            data.checker,
+            checker,
             sampling,
             examples,
             rewards=data.validation_rewards,

@@ -273,6 +273,23 @@ def test_numbers_that_are_none_end_the_run_with_one_line(tmp_path: Path, queries
     assert "lower learning_rate" in str(raised.value)
 
 
+def test_queries_without_an_answer_are_rewarded_and_not_graded(tmp_path: Path) -> None:
+    """Held-out queries are those with an answer, if there are any; else the reward alone is measured."""
+    some = make_queries(30, seed=1)
+    rows = [
+        {"query_id": q.query_id, "query": q.query} | ({"answer": q.answer} if i % 2 else {}) for i, q in enumerate(some)
+    ]
+    (tmp_path / "half.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "none.jsonl").write_text("\n".join(json.dumps({"query": q.query}) for q in some))
+    settings = {"reward": "test_online_runs:long_words", "iterations": 1, "held_out": 0.4}
+    half = oirl.tune("apa", online(tmp_path / "half", str(tmp_path / "half.jsonl"), **settings))
+    assert 0 < half.before["success"] < 1
+    none = oirl.tune("apa", online(tmp_path / "none", str(tmp_path / "none.jsonl"), **settings, grade=None))
+    assert "success" not in none.before
+    assert none.before["reward"] > 0
+    assert "reward_gain" in none.after or none.kept == {"iteration": 0, "step": 0}
+
+
 # Rewards
 
 
