@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,11 +34,28 @@ def load_tokenizer(name: str) -> Any:
 
 
 def load_language_model(name: str, **options: Any) -> Any:
-    """Return a causal language model, as `load_tokenizer` does a tokenizer; weights are read from safetensors only."""
+    """Return a causal language model, as `load_tokenizer` does a tokenizer; weights are read from safetensors only.
+
+    Raises:
+        ConfigError: If it cannot be loaded, is an encoder, or has weights that its files do not hold.
+    """
+    require("transformers", "tune", "a language model")
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    model = _load_model(AutoModelForCausalLM, name, **options)
+    kind, decodes = model.config.model_type, getattr(model.config, "is_decoder", False)
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes and not getattr(model.config, "causal", False):
+        raise ConfigError(f"{name} is an encoder ({kind}), which writes no text; name a model that does")
+    return model
+
+
+def load_model_body(name: str, **options: Any) -> Any:
+    """Return a language model of whose hidden states use is made: an encoder will do, and one without a head."""
     require("transformers", "tune", "a language model")
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, name, use_safetensors=True, **options)
+    return _load_model(AutoModelForCausalLM, name, headless=True, **options)
 
 
 def load_text_model(name: str, **options: Any) -> Any:
@@ -51,7 +69,7 @@ def load_text_model(name: str, **options: Any) -> Any:
         config = None
     if not is_encoder_decoder(config):
         return load_language_model(name, **options)
-    return _load(AutoModelForSeq2SeqLM, name, use_safetensors=True, **options)
+    return _load_model(AutoModelForSeq2SeqLM, name, **options)
 
 
 def is_encoder_decoder(config: Any) -> bool:
@@ -67,15 +85,56 @@ def start_token(model: Any) -> int | None:
     return int(model.config.decoder_start_token_id if found is None else found)
 
 
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer with words that a model has no embeddings for.
+
+    Tokens that were added to its vocabulary do not count: no text is read as them unless it names them.
+
+    Raises:
+        ConfigError: If so.
+    """
+    known = int(model.get_input_embeddings().weight.shape[0])
+    added = set(tokenizer.get_added_vocab().values()) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    highest = max((i for i in tokenizer.get_vocab().values() if i not in added), default=0)
+    if highest >= known:
+        raise ConfigError(
+            f"{name}: the tokenizer gives tokens up to {highest:,}, and the model has embeddings for {known:,} only; "
+            "take both from one model"
+        )
+
+
+def _load_model(factory: Any, name: str, *, headless: bool = False, **options: Any) -> Any:
+    """Return a model all of whose weights were in its files; what they lack would be random."""
+    model, told = _load(factory, name, use_safetensors=True, output_loading_info=True, **options)
+    lacking = sorted({key for key, _ in model.named_parameters()} & set(told["missing_keys"]))  # tied ones are there
+    if headless:
+        lacking = [key for key in lacking if key.startswith(f"{model.base_model_prefix}.")]
+    if lacking:
+        raise ConfigError(
+            f"{name}: config.json describes {len(lacking)} weights that the files of weights do not hold, such as "
+            f"{lacking[0]}; they would be random"
+        )
+    if spare := sorted(told["unexpected_keys"]):
+        getLogger(__name__).warning("%s: %d weights are no part of the model, such as %s", name, len(spare), spare[0])
+    return model
+
+
 def _load(factory: Any, name: str, **options: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar for each file of weights is noise
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a table of the weights that do not fit is one, too; it is told of below
     try:
         return factory.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as e:  # transformers and the hub client raise many kinds, none of them ours
         hint = "" if Path(name).is_dir() else "; name a local folder where no hub can be reached"
-        raise ConfigError(f"cannot load the language model {name!r}: {str(e).strip().splitlines()[0]}{hint}") from e
+        told = str(e).strip().splitlines()[0]
+        if "ignore_mismatched_sizes" in told:  # what it points to is the table above
+            told = "its weights have other shapes than config.json says"
+        raise ConfigError(f"cannot load the language model {name!r}: {told}{hint}") from e
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def token_limit(model: Any, tokenizer: Any, wanted: int | None = None) -> int:

@@ -14,6 +14,7 @@ from oirl.engines.draws import RowDraws, StopTexts, sampling_logprobs
 from oirl.errors import ConfigError, OirlError, require
 from oirl.language_models import (
     Rendered,
+    check_vocabulary,
     end_tokens,
     finish_text,
     folder_fingerprint,
@@ -335,6 +336,7 @@ def _load(name: str, adapter: str | None, device: str | None, dtype: str) -> tup
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype = {dtype!r}; allowed: auto, float32, bfloat16, float16")
     model, tokenizer = load_text_model(name, dtype=dtype), load_tokenizer(name)
+    check_vocabulary(model, tokenizer, name)
     if adapter is not None:
         model = _put_on(model, adapter)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")

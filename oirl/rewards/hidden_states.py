@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from oirl.errors import ConfigError, require
-from oirl.language_models import load_language_model, load_tokenizer, padding_id, token_limit
+from oirl.language_models import check_vocabulary, load_model_body, load_tokenizer, padding_id, token_limit
 from oirl.rewards.cache import cached_rows
 from oirl.rewards.embedders import DenseEmbedder, DenseRows, folder_state
 from oirl.rewards.encoding import Encoded, by_length, encode, pad
@@ -71,7 +71,8 @@ class HiddenStateEmbedder(DenseEmbedder):
             import torch
 
             tokenizer = load_tokenizer(self._model_name)
-            model = load_language_model(self._model_name).eval()
+            model = load_model_body(self._model_name).eval()
+            check_vocabulary(model, tokenizer, self._model_name)
             layers = int(model.config.num_hidden_layers)
             if not -layers - 1 <= self._layer <= layers:
                 raise ConfigError(f"layer={self._layer}: {self._model_name} has layers {-layers - 1} to {layers}")

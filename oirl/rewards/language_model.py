@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from oirl.errors import ConfigError, DataError, ModelFileError, NotFittedError, require
-from oirl.language_models import load_language_model, load_tokenizer, padding_id, token_limit
+from oirl.language_models import check_vocabulary, load_model_body, load_tokenizer, padding_id, token_limit
 from oirl.logs.pairs import group_pairs, usable_pairs
 from oirl.logs.splits import assign_folds, assign_test
 from oirl.logs.store import table_fingerprint
@@ -140,7 +140,9 @@ class LanguageModelRewardModel:
         held_out = assign_test(pairs["pair_id"].to_pylist(), grouping.labels, _HELD_OUT, self.seed)
         margin = pair_margins(pairs, self.margin)
         self._tokenizer = load_tokenizer(self.base)
-        self._model = self._make(load_language_model(self.base, dtype="float32"))
+        causal = load_model_body(self.base, dtype="float32")
+        check_vocabulary(causal, self._tokenizer, self.base)
+        self._model = self._make(causal)
         self._train(pairs.filter(pa.array(~held_out)), None if margin is None else margin[~held_out], checkpoints)
         self._scale = (1.0, 0.0)
         rows = PairedResponses(pairs)
@@ -233,7 +235,7 @@ class LanguageModelRewardModel:
         from oirl.rewards.scalar_head import ScalarHeads
 
         self._tokenizer = load_tokenizer(str(folder))
-        causal = load_language_model(self.base if self.lora_rank else str(folder), dtype="float32")
+        causal = load_model_body(self.base if self.lora_rank else str(folder), dtype="float32")
         if self.lora_rank:
             require("peft", "tune", "a model with LoRA adapters")
             from peft import PeftModel

@@ -16,6 +16,7 @@ from oirl.engines.transformers_engine import TransformersEngine
 from oirl.errors import ConfigError, require
 from oirl.language_models import (
     Rendered,
+    check_vocabulary,
     end_tokens,
     load_text_model,
     load_tokenizer,
@@ -64,6 +65,7 @@ class Policy:
         self.tokenizer = load_tokenizer(settings.model)
         torch.manual_seed(settings.seed)
         model = load_text_model(settings.model, dtype="float32")
+        check_vocabulary(model, self.tokenizer, settings.model)
         self.start = start_token(model)
         if self.start is None and "logits_to_keep" not in _forward_parameters(model):
             raise ConfigError(f"models of the kind {type(model).__name__} cannot be tuned: they take no logits_to_keep")
