@@ -136,10 +136,12 @@ def test_hir_of_a_log_and_of_what_is_sampled(saved: str, lora_rank: int, tmp_pat
     assert losses[-1] < losses[0]
     assert report.after["loss"] < report.before["loss"]
     queries = write_queries(make_queries(8), tmp_path / "queries.jsonl")
-    online = quick(tmp_path / "online", model=saved, queries=queries, relabel=RELABEL, iterations=2, samples=2)
+    # A model of random weights is never right.
+    relabel = {"name": "format", "pattern": ".", "matching": RELABEL["correct"], "other": RELABEL["wrong"]}
+    online = quick(tmp_path / "online", model=saved, queries=queries, relabel=relabel, iterations=2, samples=2)
     report = oirl.tune("hir", online | {"lora_rank": lora_rank, "max_tokens": 8})
     assert [row["responses"] for row in report.iterations] == [12, 12]
     with oirl.open_engine("transformers", saved if lora_rank else report.model) as engine:
         assert engine.generate(TEXTS[:1], Sampling(max_tokens=4))[0][0].error is None
     lines = (tmp_path / "online" / "model" / "trained_prompts.jsonl").read_text().splitlines()
-    assert len([json.loads(line) for line in lines]) == 2
+    assert json.loads(lines[0])["prompt"] == RELABEL["correct"].replace("{prompt}", "{query}")
