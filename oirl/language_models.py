@@ -245,10 +245,10 @@ def trained_prompts(model: str) -> list[str] | None:
 
 
 def folder_fingerprint(folder: str | Path) -> str:
-    """Return a hash of the configuration, tokenizer and weights in a model's folder: all bytes of them."""
+    """Return a hash of all bytes of the configuration, tokenizer and weights in the folder of a model."""
     digest = sha256()
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt") and path.is_file():
+        if path.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt", ".npz", ".ubj") and path.is_file():
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 22):

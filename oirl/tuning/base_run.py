@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from oirl import __version__
 from oirl.engines.base import Engine, Sampling, derive_seed
-from oirl.errors import ConfigError, DataError, TrainingError
+from oirl.errors import ConfigError, DataError, TrainingError, require
 from oirl.language_models import folder_fingerprint, write_trained_prompts
 from oirl.tuning.lessons import make_examples
 from oirl.tuning.online_settings import Online
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from oirl.tuning.validating import Validation
 
 _HELD_OUT_ROLLOUTS = 2000
+_NO_FOLDERS = ("", "verdict", "score", "spread")
 
 
 class TuningRun:
@@ -225,20 +227,27 @@ class TuningRun:
 
 
 def _identity(how: Settings, data: Data) -> dict[str, Any]:
+    import accelerate
     import torch
     import transformers
 
+    versions = {"oirl": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    versions["accelerate"] = accelerate.__version__
+    if how.lora_rank:
+        require("peft", "tune", "lora_rank above 0")
+        versions["peft"] = version("peft")
+    prints = {"model_fingerprint": _fingerprint(how.model), "data_fingerprint": data.fingerprint}
+    if isinstance(how, Sampled):
+        prints["reward_fingerprint"] = _fingerprint(how.reward)
+    if isinstance(how, Online):
+        prints["gold_fingerprint"] = _fingerprint(how.gold or "")
     known = how.model_dump(mode="json", exclude={"out", "report_to"})
-    path = Path(how.model)
-    return (
-        {"method": how.method}
-        | known
-        | {
-            "model_fingerprint": folder_fingerprint(path) if path.is_dir() else None,
-            "data_fingerprint": data.fingerprint,
-            "versions": {"oirl": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        }
-    )
+    return {"method": how.method} | known | prints | {"versions": versions}
+
+
+def _fingerprint(name: str) -> str | None:
+    """Return the hash of a model's folder; None of anything else."""
+    return folder_fingerprint(name) if name not in _NO_FOLDERS and Path(name).is_dir() else None
 
 
 def _check_processes(how: Settings, processes: Any) -> None:

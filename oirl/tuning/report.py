@@ -82,9 +82,8 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], kept
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        k: v for k, v in row.items() if k not in ("right", "groups", "by_query", "kind", "iteration", "step", "value")
-    }
+    hidden = ("right", "groups", "by_query", "samples", "kind", "iteration", "step", "value")
+    return {k: v for k, v in row.items() if k not in hidden}
 
 
 def reward_gain(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:

@@ -66,14 +66,13 @@ def collate(
     Returns:
         `input_ids` (r, t): the n examples, then, for a contrastive loss, each output under the contexts that it is held
         against. `row`, `column` and `target` (m,): where a token is predicted, and which; those of the examples come
-        first, `own` of them. `first`: the least column. `read`: tokens that are no padding. `labels` (n, t): targets
-        of the examples, from which
-        the Trainer counts the tokens of an update. `output` and `candidate` (r,): the example whose output a row
-        holds, and the place of its context among the `candidates` held against each other. With `start`, the token that
-        responses start after in the decoder of an encoder-decoder model, `input_ids` are the contexts, with their
-        `attention_mask`, and `decoder_input_ids` the responses behind that token. Of a batch, an output
-        is held neither against a context that is equal to its own nor against one with which it has more than `limit`
-        tokens.
+        first, `own` of them. `first`: the least column. `read`: tokens that are no padding; `size`: all. `labels` (n,
+        t): targets of the examples, from which the Trainer counts the tokens of an update. `output` and `candidate`
+        (r,): the example whose output a row holds, and the place of its context among the `candidates` held against
+        each other. With `start`, the token that responses start after in the decoder of an encoder-decoder model,
+        `input_ids` are the contexts, with their `attention_mask`, and `decoder_input_ids` the responses behind that
+        token. Of a batch, an output is held neither against a context that is equal to its own nor against one with
+        which it has more than `limit` tokens.
     """
     rows = [(e.context, e, i, i if contrastive == "batch" else 0) for i, e in enumerate(examples)]
     if contrastive == "opposite":
@@ -113,6 +112,8 @@ def collate(
         "first": int(column.min()),
         "own": sum(len(e.response) - e.given for e in examples),
         "candidates": max(k for _, _, _, k in rows) + 1,
+        "size": sum(given[name].numel() for name in ("input_ids", "decoder_input_ids") if name in given)
+        - (0 if start is None else len(rows)),
         "read": sum(len(context) + len(e.response) for context, e, _, _ in rows),
     }
 
@@ -194,7 +195,7 @@ class UpdateTrainer(Trainer):
         self._whole_logits = not head_is_all(model)
         arguments = _arguments(settings, folder, seed, len(examples))
         super().__init__(model, arguments, callbacks=[_Callback(settings, len(examples), evaluate)])
-        self._totals = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.args.device)
+        self._totals = torch.zeros(len(Sums._fields) + 1, dtype=torch.float64, device=self.args.device)
         self.model_accepts_loss_kwargs = True  # our loss is divided by the tokens of the whole update
         self._loss_shifts_labels = True
 
@@ -224,7 +225,8 @@ class UpdateTrainer(Trainer):
     ) -> torch.Tensor:
         """Return this micro-batch's share of the loss of an update."""
         sums = loss_sums(model, inputs, self._objective, whole_logits=self._whole_logits)
-        self._totals += torch.stack([value.detach().double() for value in sums])
+        size = torch.tensor(float(inputs["size"]), device=self._totals.device)  # of padded rows: no sum of a loss
+        self._totals += torch.stack([value.detach().double() for value in (*sums, size)])
         per_token = sums.supervised + self._objective.entropy_coef * sums.negative_entropy
         loss = per_token / num_items_in_batch
         # Each process takes its own share; gradients are averaged over processes.
@@ -238,7 +240,8 @@ class UpdateTrainer(Trainer):
         """Emit the means since the last time instead of writing what the Trainer would."""
         if "loss" not in logs:
             return
-        totals = Sums(*self.accelerator.reduce(self._totals).cpu())
+        *sums, size = self.accelerator.reduce(self._totals).cpu()
+        totals = Sums(*sums)
         self._totals.zero_()
         found = {"loss": float(logs["loss"]), "learning_rate": float(logs["learning_rate"])}
         found |= {"grad_norm": float(logs["grad_norm"]), "supervised": float(totals.supervised / totals.tokens)}
@@ -246,6 +249,7 @@ class UpdateTrainer(Trainer):
             found["contrastive"] = float(totals.contrastive / totals.rows)
         if self._objective.entropy_coef:
             found["entropy"] = float(-totals.negative_entropy / totals.tokens)
+        found["padding"] = float(1 - totals.read / size)
         if not math.isfinite(found["loss"]):
             raise TrainingError(
                 f"the loss is {found['loss']} after {self.state.global_step} updates; lower learning_rate (now "

@@ -24,6 +24,7 @@ from oirl.tuning.scoring import Scorer, whole_rewards
 from oirl.tuning.trainer import Objective, collate, loss_sums
 
 _AT_A_TIME = 16
+_SAMPLES = 3
 
 
 class Validation:
@@ -75,15 +76,19 @@ class Validation:
 
         Returns:
             `success` under the first template with `ci_low` and `ci_high`, with `right` the verdicts of all queries as
-            0 and 1, and of the initial model their `groups`; of each template `success_NAME`; the mean of each of the
-            rewards, and under `by_query` those of all queries; `loss`, nats a token, of held-out examples. What cannot
-            be measured is not there.
+            0 and 1, and of the initial model their `groups`; a few `samples`; of each template `success_NAME`; the mean
+            of each of the rewards, and under `by_query` those of all queries; `loss`, nats a token, of held-out
+            examples. What cannot be measured is not there.
         """
         found: dict[str, Any] = {}
         if self._queries:
             templates = {**self._initial, **self._templates} if initial else self._templates
             for i, (name, template) in enumerate(templates.items()):
                 drawn = self._draw(template)
+                if i == 0:
+                    found["samples"] = [
+                        {"query": r.query, "response": r.response, "correct": r.correct} for r in drawn[:_SAMPLES]
+                    ]
                 if i == 0 and self._rewards:
                     found |= self._rewarded(drawn)
                 if self._checker is None:

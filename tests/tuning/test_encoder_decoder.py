@@ -111,6 +111,9 @@ def test_the_loss_of_an_update_is_that_of_transformers(pair: tuple[Any, Any]) ->
     model, _ = pair
     examples = [Example([1, 5, 6, 7], [9, 10, 2]), Example([1, 5], [11, 12, 13, 14, 2])]
     batch = collate(examples, 0, "none", 0)
+    sources, responses = batch["attention_mask"], batch["decoder_input_ids"]
+    assert batch["size"] == sources.numel() + responses.numel() - len(examples)  # the start token is not read
+    assert batch["read"] == int(sources.sum()) + sum(len(e.response) for e in examples)
     sums = loss_sums(model, batch, Objective(), whole_logits=not head_is_all(model))
     labels = torch.tensor([[9, 10, 2, -100, -100], [11, 12, 13, 14, 2]])
     theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss

@@ -19,8 +19,11 @@ import oirl
 from oirl.errors import ConfigError, DataError, MissingPackageError, NotFoundError, OirlError
 from oirl.language_models import trained_prompts
 from oirl.tuning.configuring import make_settings
+from oirl.tuning.examples import Encoder
+from oirl.tuning.policy import Policy
 from oirl.tuning.relabelling import Ranks
 from oirl.tuning.report import TuneReport
+from oirl.tuning.rollouts import rollouts_of_log
 from oirl_data import small_lm_path
 
 
@@ -687,6 +690,47 @@ def test_two_runs_at_once_are_not_let_into_one_folder(log: str, tmp_path: Path) 
     report = oirl.tune("sft", settings, progress=again)
     assert refused
     assert oirl.tune("sft", settings).to_dict() == report.to_dict()
+
+
+# What a folder says of its run
+
+
+def test_a_run_says_what_made_it(log: str, tmp_path: Path) -> None:
+    for place in ("reward", "other"):
+        rows = oirl.read_log(log)
+        oirl.ResponseRewardModel().fit(rows if place == "reward" else rows.slice(0, 90)).save(tmp_path / place)
+    settings = quick(tmp_path / "run", log=log, reward=str(tmp_path / "reward"), lora_rank=2, updates=1)
+    run("raft", settings)
+    identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
+    assert set(identity["versions"]) == {"oirl", "torch", "transformers", "accelerate", "peft"}
+    assert identity["reward_fingerprint"] != identity["model_fingerprint"]
+    for name in ("weights.npz", "manifest.json"):
+        (tmp_path / "other" / name).replace(tmp_path / "reward" / name)
+    with pytest.raises(ConfigError, match="reward_fingerprint"):
+        run("raft", settings)
+
+
+def test_validations_keep_a_few_responses(log: str, tmp_path: Path) -> None:
+    report, _ = run("sft", quick(tmp_path / "run", log=log, updates=1))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in lines if row["kind"] == "validation"]
+    assert len(measured) == 2
+    for row in measured:
+        assert len(row["samples"]) == 3
+        assert [int(sample["correct"]) for sample in row["samples"]] == row["right"][:3]
+    assert all(sample["query"] and isinstance(sample["response"], str) for sample in measured[0]["samples"])
+    assert "samples" not in report.before | report.after
+
+
+def test_updates_tell_the_share_of_padding(log: str, tmp_path: Path) -> None:
+    _, told = run("sft", quick(tmp_path / "run", log=log, held_out=0, batch=120, micro_batch=120, log_every=1))
+    rows = oirl.read_log(log).to_pylist()
+    (row,) = (row for row in told if row["kind"] == "update")
+    policy = Policy(make_settings("sft", quick(tmp_path, log=log)))
+    encoder = Encoder(policy)
+    lengths = [len(e) for r in rollouts_of_log(oirl.read_log(log)) if (e := encoder.example(r, r.prompt))]
+    assert len(lengths) > len(rows) / 2
+    assert row["padding"] == pytest.approx(1 - sum(lengths) / (len(lengths) * max(lengths)))
 
 
 # What ends early
