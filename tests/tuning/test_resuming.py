@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from small_runs import RELABEL, make_queries, quick, rows_of, write_queries, write_small_log
 
 import oirl
@@ -114,6 +118,40 @@ def test_a_run_that_is_killed_ends_the_same(
         pytest.fail("never finished")
     assert kills > 2
     assert result(tmp_path / method) == result(whole[method])
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_end_the_same(tmp_path: Path, sources: dict[str, str]) -> None:
+    psutil = pytest.importorskip("psutil")  # the workers are of other sessions than their launcher
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "oirl_cli"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in (".", "cli", "data"))}
+    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        settings = quick(tmp_path / name, queries=sources["queries"], samples=2, iterations=2, epochs=4, min_reward=0)
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(settings | {"save_every": 2}))
+        return subprocess.Popen(
+            [*launch, "tune", "raft", "--config", str(tmp_path / f"{name}.yaml")],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    whole = start("whole")
+    killed = start("killed")
+    while not list((tmp_path / "killed").glob("checkpoints/iteration-001/*")):
+        assert killed.poll() is None, "ended before it was killed"
+        time.sleep(0.02)
+    workers = psutil.Process(killed.pid).children()
+    for process in [*workers, psutil.Process(killed.pid)]:
+        process.kill()
+    killed.wait()
+    psutil.wait_procs(workers)
+    assert len(workers) == 2
+    assert not (tmp_path / "killed" / "model").exists()
+    assert start("killed").wait(120) == 0
+    assert whole.wait(120) == 0
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")
 
 
 def test_a_finished_run_is_told_again_and_not_made_again(whole: dict[str, Path], sources: dict[str, str]) -> None:
