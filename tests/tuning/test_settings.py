@@ -54,7 +54,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
 
 
 def test_a_setting_of_another_method_is_told_as_such() -> None:
-    assert "it is one of raft, hir;" in refusal("sft", {**LOG, "samples": 4})
+    assert "it is one of raft, hir, apa, ppo, awr;" in refusal("sft", {**LOG, "samples": 4})
     assert "it is one of hir;" in refusal("raft", {**LOG, "suboutputs": 4})
 
 
