@@ -162,6 +162,7 @@ class _Made:
         self._failed_once: set[Key] = set()
         self._failures_in_a_row, self._any_success = 0, False
         self._began = time.monotonic()
+        run.go_on(journal.identity)
         earlier = read_earlier(run)
         if earlier is not None:
             self._load(earlier)
@@ -315,7 +316,7 @@ class _Made:
 
 
 def read_earlier(run: Run) -> pa.Table | None:
-    """Return the rows of the log that is to be gone on with, None if there is none.
+    """Return the rows of the log that is to be gone on with, None if there is none, or none that was ever answered.
 
     Raises:
         ConfigError: If the log is not of this run.
@@ -325,8 +326,12 @@ def read_earlier(run: Run) -> pa.Table | None:
     kept = log_metadata(run.out).get(RUN)
     if kept is None:
         raise ConfigError(f"{run.out} is there and was not collected by oirl; name another --out")
-    check_same_run(str(run.out), json.loads(kept), run.identity)
-    return read_log(run.out)
+    earlier, table = json.loads(kept), read_log(run.out)
+    if earlier != run.identity and table["response"].null_count == len(table):
+        return None  # other settings may be what helps
+    check_same_run(str(run.out), earlier, run.identity)
+    run.go_on(earlier)
+    return table
 
 
 def _table(rows: list[dict[str, Any]], where: str) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ except ImportError:  # not on Windows: two runs on one journal are not noticed t
 
 _SYNC_EVERY_S = 2.0
 _HEAD = b'{"run": {'
+_TOLD_LATER = ("options", "logprobs_mode", "base_url")
+_OF_BYTES = re.compile(r"[0-9a-f]{32}(\+[0-9a-f]{32})?")
 
 
 class Journal:
@@ -31,6 +34,7 @@ class Journal:
 
     Attributes:
         rows: The rows that an earlier process has left.
+        identity: What stands in the file: that of an earlier process, if the run is its own.
 
     Raises:
         ConfigError: If it is the journal of another run, or a process is writing to it.
@@ -40,7 +44,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self.rows: list[dict[str, Any]] = []
+        self.identity, self.rows = dict(identity), list[dict[str, Any]]()
         self._holds_rows = False
         self._open()
         try:
@@ -110,14 +114,15 @@ class Journal:
         if half:
             self._file.truncate(sum(len(line) + 1 for line in lines))
         found = [self._parse(number, line) for number, line in enumerate(lines, 1)]
-        if len(found) == 1 and found[0]["run"] != identity:  # killed before anything was made: it binds to nothing
+        # Where nothing was ever answered, other settings may be what helps: it binds to nothing.
+        if found and found[0]["run"] != identity and all(row.get("response") is None for row in found[1:]):
             self._file.truncate(0)
             found = []
         if not found:
             self._write(json.dumps({"run": identity}, ensure_ascii=False, sort_keys=True).encode() + b"\n")
             return
         check_same_run(str(self.path), found[0]["run"], identity)
-        self.rows = found[1:]
+        self.identity, self.rows = found[0]["run"], found[1:]
         self._holds_rows = bool(self.rows)
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
@@ -141,9 +146,15 @@ class Journal:
 def check_same_run(where: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with a run whose settings were others.
 
+    A model of equal bytes is the same wherever it lies. What runs of earlier versions did not tell is not compared.
+
     Raises:
         ConfigError: Naming the settings that differ.
     """
+    ignored = {name for name in _TOLD_LATER if name not in earlier}
+    if _bytes_of_model(earlier) == _bytes_of_model(now) is not None:
+        ignored.add("model")
+    earlier, now = ({k: v for k, v in told.items() if k not in ignored} for told in (earlier, now))
     earlier, now = _flat(earlier), _flat(now)
     names = [*earlier, *(name for name in now if name not in earlier)]
     differ = [
@@ -155,10 +166,21 @@ def check_same_run(where: str, earlier: Mapping[str, Any], now: Mapping[str, Any
         )
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _bytes_of_model(told: Mapping[str, Any]) -> str | None:
+    """Return the hash of a model's folders, None where something else tells it from others."""
+    name, fingerprint = str(told.get("model")), str(told.get("model_fingerprint"))
+    hashed = _OF_BYTES.fullmatch(fingerprint) is not None
+    # Of an adapter that is no folder, the name tells alone.
+    return fingerprint if hashed and name.count("+") == fingerprint.count("+") else None
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= _flat(value) if isinstance(value, dict) else {name: value}
+        if isinstance(value, dict):  # vLLM's own settings may have names that ours have too
+            found |= _flat(value, f"{name}." if name == "options" else before)
+        else:
+            found[before + name] = value
     return found
 
 

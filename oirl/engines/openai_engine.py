@@ -119,7 +119,7 @@ class OpenAIEngine(Engine):
             "engine": self.name,
             "engine_version": openai.__version__,
             "server_version": server,
-            "base_url": self._shown_url,
+            "base_url": self._shown_url.rstrip("/"),
             "model": self.model,
             "model_fingerprint": self._card.get("root"),
             "chat": self.chat,

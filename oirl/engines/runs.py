@@ -74,7 +74,8 @@ class Run:
             )
         if grade and all(query.answer is None for query in self.queries):
             self.warnings.append(f"no query has an `answer`, so {grade} graded nothing")
-        told = ("engine", "model", "model_fingerprint", "dtype", "chat")
+        told = ["engine", "model", "model_fingerprint", "dtype", "chat", "options", "base_url"]
+        told += ["logprobs_mode"] if sampling.logprobs else []
         self.identity = {name: self.described[name] for name in told if name in self.described} | {
             "sampling": self.sampling.to_dict(),
             "design": design,
@@ -86,6 +87,11 @@ class Run:
             self.identity |= {"queries": _digest([q.query_id for q in self.queries]), "replicates": replicates}
         self.run_id = _digest(self.identity)
         self.settings = json.dumps(self.sampling.to_dict() | self.described, ensure_ascii=False)
+
+    def go_on(self, earlier: Mapping[str, Any]) -> None:
+        """Take the name of an earlier run, which is this one: its model may lie elsewhere now."""
+        self.identity = dict(earlier)
+        self.run_id = _digest(self.identity)
 
     @property
     def total(self) -> int:
@@ -170,7 +176,7 @@ class Run:
             "prompt": template,
             "response": None if completion.text is None else _encodable(completion.text),
             "correct": verdict,
-            "model": self.engine.model,
+            "model": self.identity.get("model", self.engine.model),
             "run_id": self.run_id,
             "replicate": cell.replicate,
             "propensity": cell.propensity,

@@ -94,7 +94,7 @@ class TransformersEngine(Engine):
             self._model, self._tokenizer = model, tokenizer
         self.chat = bool(self._tokenizer.chat_template) if chat is None else chat
         self._batch_size = batch_size
-        self._raw = logprobs_mode == "raw"
+        self._logprobs_mode = logprobs_mode
         self._static = static_cache
         self._limit = token_limit(self._model, self._tokenizer)
         self._ends = end_tokens(self._model, self._tokenizer)
@@ -112,6 +112,7 @@ class TransformersEngine(Engine):
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "device": self._model.device.type,
             "chat": self.chat,
+            "logprobs_mode": self._logprobs_mode,
         }
 
     @property
@@ -243,7 +244,12 @@ class TransformersEngine(Engine):
             marks, width = [one + [0] * gap for gap, one in zip(gaps, ones, strict=True)], 1
         ids, mask = (torch.tensor(rows, device=self._model.device) for rows in (padded, marks))
         draws = RowDraws(
-            [row.seed for row in batch], room, sampling.temperature, sampling.top_p, sampling.top_k, raw=self._raw
+            [row.seed for row in batch],
+            room,
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            raw=self._logprobs_mode == "raw",
         )
         config = GenerationConfig(
             max_new_tokens=room,

@@ -14,6 +14,11 @@ from oirl.engines.base import LOGPROBS_MODES, Completion, Engine, EngineError, R
 from oirl.errors import ConfigError, OirlError, require
 from oirl.language_models import Rendered, finish_text, folder_fingerprint, load_tokenizer, prompt_tokens
 
+_NOT_TOLD = (
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb", "swap_space", "enable_sleep_mode"),
+    *("max_num_seqs", "max_num_batched_tokens", "disable_log_stats", "hf_token"),
+)
+"""Options that decide where a run has room, not what comes of it; after a lack of memory it must go on with others."""
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -57,8 +62,11 @@ class VLLMEngine(Engine):
         self.model = str(model) if adapter is None else f"{model}+{adapter}"
         self._tokenizer = load_tokenizer(str(model))
         self._fingerprint = folder_fingerprint(model) if Path(model).is_dir() else None
+        if adapter is not None and Path(adapter).is_dir():
+            self._fingerprint = f"{self._fingerprint}+{folder_fingerprint(adapter)}"
         self.chat = bool(self._tokenizer.chat_template) if chat is None else chat
-        self._batch_size = batch_size
+        self._batch_size, self._logprobs_mode = batch_size, logprobs_mode
+        self._options = {k: v for k, v in (options or {}).items() if k not in _NOT_TOLD}
         given = {
             "dtype": dtype,
             "logprobs_mode": f"{logprobs_mode}_logprobs",
@@ -73,7 +81,7 @@ class VLLMEngine(Engine):
         self._limit = int(self._llm.model_config.max_model_len)
 
     def describe(self) -> dict[str, Any]:
-        """Return engine, version, model, its type of numbers, and a hash of the weights of a local folder."""
+        """Return engine, version, model, type of numbers, options, and a hash of the weights of a local folder."""
         import vllm
 
         return {
@@ -83,6 +91,8 @@ class VLLMEngine(Engine):
             "model_fingerprint": self._fingerprint,
             "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
             "chat": self.chat,
+            "logprobs_mode": self._logprobs_mode,
+            "options": json.loads(json.dumps(self._options, default=str)),
             "weight_version": self.weight_version,
         }
 

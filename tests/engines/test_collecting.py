@@ -416,7 +416,11 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"told": {"model_fingerprint": "new"}}, 'model_fingerprint was "abc", is "new"'),
     ({}, {"told": {"dtype": "float16"}}, 'dtype was null, is "float16"'),
     ({}, {"chat": True}, "chat was false, is true"),
+    ({}, {"told": {"options": {"quantization": "fp8"}}}, 'options.quantization was null, is "fp8"'),
+    ({}, {"told": {"options": {"dtype": "x"}}}, 'options.dtype was null, is "x"'),
+    ({}, {"told": {"base_url": "http://b/v1"}}, 'base_url was "http://a/v1", is "http://b/v1"'),
 ]
+TOLD = {"options": {}, "base_url": "http://a/v1"}
 
 
 @pytest.mark.parametrize(("change", "engine", "message"), CHANGES)
@@ -425,12 +429,12 @@ def test_another_setting_is_refused_by_its_name(
     out: Path, change: dict[str, Any], engine: dict[str, Any], message: str, finished: bool
 ) -> None:
     if finished:
-        run(out)
+        run(out, Scripted(told=TOLD))
     else:
         with pytest.raises(EngineError):
-            run(out, Scripted(dies_after=17))
+            run(out, Scripted(dies_after=17, told=TOLD))
     there = {path.name: path.read_bytes() for path in out.parent.iterdir()}
-    other = Scripted(**engine)
+    other = Scripted(**engine | {"told": TOLD | engine.get("told", {})})
     with pytest.raises(ConfigError) as error:
         run(out, other, **change)
     assert message in str(error.value)
@@ -438,7 +442,88 @@ def test_another_setting_is_refused_by_its_name(
     assert str(error.value).count(" was ") == (2 if change.get("design") else 1)
     assert other.requests == []
     assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == there
-    assert run(out).progress.done == 18  # the settings of before go on
+    assert run(out, Scripted(told=TOLD)).progress.done == 18  # the settings of before go on
+
+
+def test_logprobs_of_another_kind_are_not_mixed(out: Path) -> None:
+    raw, processed = (Scripted(told={"logprobs_mode": mode}) for mode in ("raw", "processed"))
+    with_logprobs = Sampling(logprobs=True)
+    run(out, raw, sampling=with_logprobs)
+    with pytest.raises(ConfigError, match='logprobs_mode was "raw", is "processed"'):
+        run(out, processed, sampling=with_logprobs)
+    other = out.with_name("without")
+    run(other, raw)
+    assert run(other, processed, replicates=2).progress.done == 36  # there are none: nothing depends on it
+
+
+HASH = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fingerprint", "same"),
+    [
+        ("m/tiny", "m/tiny/", HASH, True),
+        ("m/tiny", "/copy/of/tiny", HASH, True),
+        ("m/tiny+ad", "n/tiny+moved", f"{HASH}+{HASH}", True),
+        ("m/tiny", "m/other", "7", False),  # who knows what it is a hash of
+        ("m/tiny", "m/tiny+hub/adapter", HASH, False),  # of the base alone
+        ("m/tiny+hub/one", "m/tiny+hub/two", HASH, False),
+        ("m/tiny+ad", "m/tiny+other", f"None+{HASH}", False),
+    ],
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_model_of_equal_bytes_may_lie_elsewhere(
+    out: Path, first: str, second: str, fingerprint: str, same: bool, finished: bool
+) -> None:
+    told = [{"model": name, "model_fingerprint": fingerprint} for name in (first, second)]
+    if finished:
+        run(out, Scripted(told=told[0]), queries=QUERIES[:3])
+    else:
+        with pytest.raises(EngineError):
+            run(out, Scripted(told=told[0], dies_after=5))
+    if not same:
+        with pytest.raises(ConfigError, match="model was"):
+            run(out, Scripted(told=told[1]))
+        return
+    assert run(out, Scripted(told=told[1])).progress.done == 18
+    assert {(row["model"], row["run_id"]) for row in rows(out)} == {(first, rows(out)[0]["run_id"])}
+
+
+def test_a_model_may_be_moved(tmp_path: Path) -> None:
+    out, folder = tmp_path / "log.parquet", tmp_path / "moved"
+    settings: dict[str, Any] = {"queries": QUERIES[:1], "sampling": Sampling(max_tokens=2)}
+    with open_engine("transformers", str(small_lm_path())) as engine:
+        run(out, engine, **settings)
+    shutil.copytree(small_lm_path(), folder)
+    with open_engine("transformers", f"{folder}/") as engine:
+        assert run(out, engine, **settings, replicates=2).progress.new == 3
+
+
+def test_runs_of_before_more_was_told_go_on(out: Path) -> None:
+    run(out.with_name("whole"))
+    with pytest.raises(EngineError):
+        run(out, Scripted(dies_after=9))
+    told = {"options": {"quantization": "fp8"}, "base_url": "http://a/v1"}
+    assert run(out, Scripted(told=told)).progress.new == 9
+    assert run(out, Scripted(told=told)).progress.new == 0
+    assert [row["run_id"] for row in rows(out)] == [row["run_id"] for row in rows(out.with_name("whole"))]
+
+
+@pytest.mark.parametrize("n", [30, 2])
+def test_settings_under_which_nothing_was_answered_do_not_bind(out: Path, n: int) -> None:
+    """`--set chat=true` on a model without a chat template: what the refusal advises must not be refused."""
+    no_template = Scripted(lambda text, seed: refused("no chat template; use --set chat=false")[0], chat=True)
+    queries = questions(n)
+    with contextlib.suppress(EngineError):  # few queries come to an end, and stand in a log
+        run(out, no_template, queries=queries)
+    with contextlib.suppress(EngineError):
+        run(out, no_template, queries=queries)
+    report = run(out, queries=queries)
+    assert (report.progress.done, report.progress.failed) == (3 * n, 0)
+    run(out.with_name("whole"), queries=queries)
+    assert rows(out) == rows(out.with_name("whole"))
+    with pytest.raises(ConfigError, match="chat was false, is true"):
+        run(out, no_template, queries=queries)
 
 
 @pytest.mark.parametrize(

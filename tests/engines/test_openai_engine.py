@@ -225,8 +225,8 @@ def collected(engine: OpenAIEngine, out: Path, **settings: Any) -> CollectReport
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log, without times and without the server's address."""
-    rows = oirl.read_log(out).drop_columns(["latency_s", "created_at"]).to_pylist()
+    """Return the rows of a log, without times and without the server's address, which is part of the run's id too."""
+    rows = oirl.read_log(out).drop_columns(["latency_s", "created_at", "run_id"]).to_pylist()
     for row in rows:
         row["sampling"] = {k: v for k, v in json.loads(row["sampling"]).items() if k != "base_url"}
     return rows
@@ -894,6 +894,19 @@ def test_a_paused_engine_asks_nothing_more() -> None:
         assert len(found) == len(server.asked) == 2  # what was on its way is paid for
         engine.resume()
         assert len(list(engine.stream(requests(3), Sampling()))) == 3
+
+
+def test_another_server_does_not_go_on_with_a_log(tmp_path: Path) -> None:
+    """Both call their model `tiny`: what tells them apart is the address."""
+    out = tmp_path / "log.parquet"
+    with FaultyServer() as server, FaultyServer() as other:
+        with opened(server) as engine:
+            collected(engine, out)
+        with opened(other) as engine, pytest.raises(ConfigError, match=r"base_url was .*, is .*; name another --out"):
+            collected(engine, out)
+        with open_engine("openai", "tiny", {"base_url": f"{server.url}/"}) as engine:
+            assert collected(engine, out).progress.new == 0
+        assert other.asked == []
 
 
 def test_a_budget_holds_over_sessions_where_a_server_tells_no_counts(tmp_path: Path) -> None:

@@ -110,6 +110,11 @@ def test_logprobs_are_those_of_a_forward_pass(engine: VLLMEngine, reference: Tra
     assert any("scoring" in d.case for d in report.differences)
 
 
+def test_an_engine_tells_the_options_that_decide_what_it_draws(engine: VLLMEngine) -> None:
+    told = engine.describe()
+    assert (told["logprobs_mode"], told["options"]) == ("raw", {"enforce_eager": True})
+
+
 def test_greedy_responses_are_those_of_transformers(engine: VLLMEngine, reference: TransformersEngine) -> None:
     greedy = Sampling(max_tokens=48, temperature=0.0)
     theirs, ours = (e.generate(TEXTS, greedy) for e in (engine, reference))
