@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SECONDS_EACH ?= 20
 
-.PHONY: demo test check format clean bench fuzz test-tools test-vllm
+.PHONY: demo test check format clean bench bench-vllm fuzz test-tools test-vllm
 
 demo: $(VENV)/base.stamp  ## install oirl and run the whole job on the embedded data
 	$(BIN)/oirl demo
@@ -42,6 +42,9 @@ test-vllm: .venv-vllm/stamp  ## run the real vLLM, built for CPUs, in process an
 
 bench: $(VENV)/dev.stamp  ## print the figures of every benchmark as JSON
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+bench-vllm: .venv-vllm/stamp  ## the speed of engines with the real vLLM, built for CPUs, in process and as a server
+	.venv-vllm/bin/python benchmarks/engine_speed.py --requests 200
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

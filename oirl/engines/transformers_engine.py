@@ -56,8 +56,7 @@ class TransformersEngine(Engine):
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the saved model.
         chat: Whether to give the model messages; by default if its tokenizer has a chat template.
         logprobs_mode: "raw" or "processed", see `Completion`.
-        static_cache: Whether to use transformers' static key-value cache, which is compiled on GPUs; on CPUs it
-            does not help.
+        static_cache: Whether to use transformers' static key-value cache, which is compiled on GPUs.
 
     Raises:
         MissingPackageError: If transformers is not installed.
