@@ -82,7 +82,7 @@ def one_run(job: Job, args: argparse.Namespace) -> dict[str, Any]:
             return {"name": name, "seed": seed, "broke": str(e)}
         curve = {
             key: [row[key] for row in report.iterations]
-            for key in ("reward", "success", "kl", "entropy", "distinct_2", "tokens_mean")
+            for key in ("reward", "success", "kl", "kl_k3", "entropy", "distinct_2", "tokens_mean")
         }
         tokens = np.cumsum([row["tokens"] for row in report.iterations]).tolist()
         found = {"name": name, "seed": seed, "tokens": tokens, **curve}
@@ -150,12 +150,12 @@ def guarded(seed: int, args: argparse.Namespace) -> dict[str, Any]:
         queries = write_rows(train, folder / "queries.jsonl")
         for name, changes in {
             "without": {"guard_gold": False, "keep": "last"},
+            "best kept": {"guard_gold": False, "keep": "best"},
             "with": {"guard_gold": True, "keep": "best"},
         }.items():
             settings = shared(args, folder, seed) | {
                 "queries": queries, "reward": str(folder / "reward"), "out": str(folder / name), "held_out": 0.25,
-                "evaluate_every": 5, "learning_rate": RATES["apa"], "kl_coef": 0.1, "iterations": args.iterations,
-                "validation_temperature": 1.0, **changes,
+                "evaluate_every": 5, "learning_rate": RATES["apa"], "kl_coef": 0.1, **changes,
             }  # fmt: skip
             report = oirl.tune("apa", settings)
             rows = report.iterations
@@ -188,10 +188,9 @@ def summarise(runs: list[dict[str, Any]], first: list[dict[str, Any]]) -> dict[s
     found["reward_first_third"] = over_seeds([float(np.mean(run["reward"][:third])) for run in whole])
     found["reward_last_third"] = over_seeds([float(np.mean(run["reward"][-third:])) for run in whole])
     found["kl_last_third"] = over_seeds([float(np.mean(run["kl"][-third:])) for run in whole])
-    # How steady: the mean absolute change of KL from one iteration to the next, over the mean KL.
-    found["kl_unsteadiness"] = over_seeds(
-        [float(np.abs(np.diff(run["kl"][-third:])).mean() / np.mean(run["kl"][-third:])) for run in whole]
-    )
+    # How steady: the deviation of KL between seeds, over its mean; within a run, the noise of its estimate is in the way.
+    last = [float(np.mean(run["kl_k3"][-third:])) for run in whole]
+    found["kl_k3_last_third_deviation"] = round(float(np.std(last, ddof=1) / np.mean(last)), 3)
     found["entropy_last"] = over_seeds([run["entropy"][-1] for run in whole])
     found["tokens"] = over_seeds([float(run["tokens"][-1]) for run in whole])
     return found
@@ -237,9 +236,12 @@ def draw_guard(runs: list[dict[str, Any]], folder: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for i, run in enumerate(runs):
+        stopped = any(guard["action"] == "stop" for guard in run["with"]["guards"])
         distance = np.sqrt(np.maximum(run["without"]["kl"], 0))
         for axis, key in zip(axes, ("reward", "success"), strict=True):
             axis.plot(distance, run["without"][key], color="C0", alpha=0.5, label="without guard" if not i else None)
+            if not stopped:
+                continue
             stop = len(run["with"]["kl"]) - 1
             axis.plot(
                 distance[stop], run["without"][key][stop], "o", color="C3", label="guard stops" if not i else None
@@ -329,12 +331,14 @@ def main() -> None:
                 draw_guard(runs_found, args.plots)
             found[part] = {
                 name: {key: over_seeds([run[name][key] for run in runs_found]) for key in ("test", "test_at_1")}
-                for name in ("initial", "without", "with")
+                for name in ("initial", "without", "best kept", "with")
             }
-            found[part]["with - without"] = {
-                key: over_seeds([run["with"][key] - run["without"][key] for run in runs_found])
-                for key in ("test", "test_at_1")
-            }
+            for other in ("without", "best kept", "initial"):
+                found[part][f"with - {other}"] = {
+                    key: over_seeds([run["with"][key] - run[other][key] for run in runs_found])
+                    for key in ("test", "test_at_1")
+                }
+            found[part]["iterations with the guard"] = [len(run["with"]["kl"]) for run in runs_found]
             found[part]["curves without"] = [
                 {key: [round(v, 3) for v in run["without"][key][::5]] for key in ("reward", "success", "kl")}
                 for run in runs_found

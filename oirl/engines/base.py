@@ -167,6 +167,8 @@ class Engine(ABC):
     weight_version: int = 0
     _fingerprint: str | None = None
     paused: bool = False
+    shared: bool = False
+    """Whether the model that it draws from is the same for all processes, as on a server."""
 
     @abstractmethod
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:

@@ -53,6 +53,7 @@ class OpenAIEngine(Engine):
     """
 
     name = "openai"
+    shared = True
 
     def __init__(
         self,

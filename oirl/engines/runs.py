@@ -64,7 +64,7 @@ class Run:
             what = "two prompts are equal" if len(texts) == 1 else f"two prompts have the id {twice[0]!r}"
             raise ConfigError(f"{what} ({min(texts)[:60]!r}); keep one, or give each its own id")
         for name, template in prompts:
-            self._check_prompt(name, template)
+            self.warnings += check_prompt(name, template)
         # Of a base with an adapter, the adapter's folder is named last.
         known = trained_prompts(engine.model) or trained_prompts(engine.model.rpartition("+")[2])
         if known and (others := [name for name, template in prompts if template not in known]):
@@ -97,19 +97,6 @@ class Run:
     def total(self) -> int:
         """How many runs the design has."""
         return len(self.queries) * self.replicates * (len(self.prompts) if self.design == "full" else 1)
-
-    def _check_prompt(self, name: str, template: str) -> None:
-        literals = split_at_query(template)
-        if literals is None:
-            raise ConfigError(f"prompt {name!r} cannot be filled with a query alone: {template[:60]!r}; use {{query}}")
-        if others := [mark for text in literals for mark in _OTHER_MARK.findall(text)]:
-            if len(literals) == 1:
-                raise ConfigError(
-                    f"prompt {name!r} has {others[0]}, but no {{query}}: {template[:60]!r}; use {{query}}"
-                )
-            self.warnings.append(
-                f"prompt {name!r} gives the model {others[0]} as it stands: only {{query}} is filled in"
-            )
 
     def rounds(self, verdicts: Mapping[Key, bool | None]) -> Iterator[Iterable[Cell]]:
         """Yield the cells, of an adaptive design round by round: the next one is asked for when the last is made."""
@@ -252,3 +239,18 @@ def _with(metadata: str | None, told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(value: Any) -> str:
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def check_prompt(name: str, template: str) -> list[str]:
+    """Return what should be known of a prompt that queries are to be asked under.
+
+    Raises:
+        ConfigError: If it cannot be filled with a query.
+    """
+    literals = split_at_query(template)
+    if literals is None:
+        raise ConfigError(f"prompt {name!r} cannot be filled with a query alone: {template[:60]!r}; use {{query}}")
+    others = [mark for text in literals for mark in _OTHER_MARK.findall(text)]
+    if others and len(literals) == 1:
+        raise ConfigError(f"prompt {name!r} has {others[0]}, but no {{query}}: {template[:60]!r}; use {{query}}")
+    return [f"prompt {name!r} gives the model {others[0]} as it stands: only {{query}} is filled in"] if others else []

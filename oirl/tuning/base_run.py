@@ -9,14 +9,16 @@ import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from oirl import __version__
 from oirl.engines.base import Engine, Sampling, derive_seed
+from oirl.engines.runs import check_prompt
 from oirl.errors import ConfigError, DataError, TrainingError, require
 from oirl.language_models import folder_fingerprint, write_trained_prompts
+from oirl.logs.rendering import split_at_query
 from oirl.tuning.lessons import make_examples
 from oirl.tuning.online_settings import Online
 from oirl.tuning.report import TuneReport, compare_validations
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from oirl.tuning.policy import Policy
     from oirl.tuning.validating import Validation
 
+Decision = TypeVar("Decision")
 _HELD_OUT_ROLLOUTS = 2000
+SHARED = "transformers"  # the engine that shares the policy's weights
 _NO_FOLDERS = ("", "verdict", "score", "spread")
 
 
@@ -57,6 +61,11 @@ class TuningRun:
         self._asked = asked_prompt(how, self._trained)
         self._prompts = data.method.asked(self._asked)
         self._given: dict[str, None] = {}
+        for name, template in self._prompts.items():
+            if how.queries:
+                check_prompt(name, template)
+            elif split_at_query(template) is None:
+                raise ConfigError(f"the prompt {template!r} cannot be filled with a query alone; use {{query}}")
         main = self._processes.is_main_process
         self._folder = RunFolder(Path(how.out), _identity(how, data), writes=main)
         self._updates = 0
@@ -81,7 +90,12 @@ class TuningRun:
         self._check_texts()
         self._prepare()
         self._validation = self._make_validation(policy)
-        self._learn(self._sampler(policy))
+        sampler = self._sampler(policy)
+        try:
+            self._learn(sampler)
+        finally:
+            if sampler is not None and sampler.name != SHARED:
+                sampler.close()
         self._folder.finish(self._save_result)
         self._processes.wait_for_everyone()
 
@@ -108,9 +122,6 @@ class TuningRun:
         return Encoder(policy, keep_unfinished=unfinished)
 
     def _check_texts(self) -> None:
-        for template in self._prompts.values():
-            if self._encoder.context(template, "A?") is None:
-                raise ConfigError(f"the prompt {template!r} cannot be filled with a query alone; use {{query}}")
         self._encoder.check_apart(list(self._prompts.values()))
 
     def _make_validation(self, policy: Policy) -> Validation:
@@ -124,7 +135,7 @@ class TuningRun:
         if len(queries) > how.validation_queries:
             queries = [queries[i] for i in sorted(rng.choice(len(queries), how.validation_queries, replace=False))]
         examples: list[Any] = []
-        if data.held_out_rollouts:
+        if data.held_out_rollouts and not isinstance(how, Online):  # there, likelihood tells nothing of what is better
             try:
                 chosen = data.method.choose(data.held_out_rollouts)[0]
                 examples = make_examples(chosen, self._make_encoder(policy), how, rng)[0][:_HELD_OUT_ROLLOUTS]
@@ -162,13 +173,27 @@ class TuningRun:
         """Measure the policy and keep it if it is the best so far; None if there is nothing to measure."""
         if self._validation.measures is None:
             return None
-        measured = self._validation.measure(initial=not iteration and not step)
+        measured = self._decided(lambda: self._validation.measure(initial=not iteration and not step))
         if "loss" in measured and not math.isfinite(measured["loss"]):
             raise TrainingError(f"the loss of held-out responses is {measured['loss']}; lower learning_rate")
         self._tell("validation", iteration, step, measured)
-        if self._general.keep == "best" and (iteration or step or self.keeps_initial):
+        if self._keeps_bests and (iteration or step or self.keeps_initial):
             self._folder.keep_best(iteration, step, self._validation.value(measured), self._save_state, measured)
         return measured
+
+    @property
+    def _keeps_bests(self) -> bool:
+        """Whether the best weights so far are kept, be it to go back to them."""
+        return self._general.keep == "best"
+
+    def _decided(self, decide: Callable[[], Decision]) -> Decision:
+        """Return what the process that writes comes to, on all of them: what they do next must not differ."""
+        if self._processes.num_processes == 1:
+            return decide()
+        from accelerate.utils import broadcast_object_list
+
+        found = [decide() if self._processes.is_main_process else None]
+        return broadcast_object_list(found)[0]
 
     def _tell(self, kind: str, iteration: int, step: int, values: dict[str, Any], **speed: float) -> None:
         self._folder.tell(kind, iteration, step, values)
@@ -177,7 +202,7 @@ class TuningRun:
             self._progress({"kind": kind, "iteration": iteration, "step": step, **values, **speed})
 
     def _save_result(self, folder: Path) -> None:
-        policy, best = self._policy, self._folder.best()
+        policy, best = self._policy, self._folder.best() if self._general.keep == "best" else None
         if best is not None:
             policy.load(best[0])
         policy.save(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ import numpy as np
 
 from oirl.engines.base import Engine, Sampling, derive_seed
 from oirl.errors import ConfigError, DataError
+from oirl.logs.atomic import atomic_file
+from oirl.tuning.advantages import BASELINES
+from oirl.tuning.base_run import SHARED
 from oirl.tuning.examples import Encoder, Example
 from oirl.tuning.online_settings import Online
 from oirl.tuning.policy import Policy
@@ -92,6 +96,11 @@ class Drawer:
         self._logged: dict[str, list[Rollout]] = {}
         for rollout in data.rollouts:
             self._logged.setdefault(rollout.query_id, []).append(rollout)
+        if how.log and how.baseline in BASELINES and max(map(len, self._logged.values()), default=0) < 2:
+            raise DataError(
+                f"{', '.join(how.log)}: every query has one response, and baseline = {how.baseline!r} compares several "
+                "of one; take value_network"
+            )
 
     def draw(self, iteration: int, clock: Clock) -> Drawn:
         """Return what an iteration learns from.
@@ -110,14 +119,13 @@ class Drawer:
         left_out.update(failed)
         pairs = [(r, e) for r, e in ((r, self._encoder.drawn(r)) for r in found) if e is not None]
         clock.lap("rollout", sum(len(e.response) for _, e in pairs))
-        assert self._data.scorer is not None
-        rewards = self._data.scorer([r for r, _ in pairs]) if pairs else np.array([])
+        rewards = self._rewards(iteration, [r for r, _ in pairs])
         clock.lap("reward", sum(len(e.response) for _, e in pairs))
         known = np.flatnonzero(~np.isnan(whole_rewards(rewards)))
         if len(known) < len(pairs):
             left_out["no reward"] += len(pairs) - len(known)
         if len(known) < 2:
-            told = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+            told = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common()) or "no more were drawn"
             raise DataError(
                 f"iteration {iteration}: of {len(found):,} responses {len(known)} can be learned from ({told}); at "
                 "least two are needed"
@@ -128,9 +136,12 @@ class Drawer:
     def _sampled(self, iteration: int, sampler: Engine, clock: Clock) -> tuple[list[Rollout], Counter[str]]:
         how, folder = self._how, self._folder.rollouts(iteration)
         queries = block_of(self._data.queries, how.rollouts // how.samples, how.seed, iteration)
-        if iteration and how.engine != "transformers":
+        # A server may still have the weights of another run.
+        if sampler.takes_weights and how.engine != SHARED and (iteration or sampler.shared):
             texts = [self._encoder.context(self._prompt[1], q.query) for q in queries[:4]]
-            self._policy.send(sampler, [ids for ids in texts if ids])
+            if self._processes.is_main_process or not sampler.shared:
+                self._policy.send(sampler, [ids for ids in texts if ids])
+            self._processes.wait_for_everyone()
             clock.lap("sync")
         seed = derive_seed(how.seed, "rollouts", iteration)
         with self._policy.computing():
@@ -153,6 +164,31 @@ class Drawer:
                 "from text is not what was drawn; use transformers, vllm, or a vLLM server"
             )
         return rollouts, failed
+
+    def _rewards(self, iteration: int, rollouts: list[Rollout]) -> np.ndarray:
+        """Return the rewards of an iteration's responses: asked for once, by one process, and kept.
+
+        A judge that never says the same thing twice does not keep a run from going on.
+        """
+        path = self._folder.rewards(iteration)
+        if not path.is_file() and self._processes.is_main_process and rollouts:
+            assert self._data.scorer is not None
+            found = self._data.scorer(rollouts)
+            kept = [v.tolist() if isinstance(v, np.ndarray) else None if np.isnan(v) else float(v) for v in found]
+            with atomic_file(path) as file:
+                file.write_text(json.dumps(kept), encoding="utf-8")
+        self._processes.wait_for_everyone()
+        kept = json.loads(path.read_text(encoding="utf-8")) if rollouts else []
+        if len(kept) != len(rollouts):
+            raise DataError(
+                f"{path} holds {len(kept)} rewards for {len(rollouts)} responses; name another folder under `out`"
+            )
+        if any(isinstance(value, list) for value in kept):
+            rewards = np.empty(len(kept), dtype=object)
+            for i, value in enumerate(kept):
+                rewards[i] = np.array(value, dtype=np.float64)
+            return rewards
+        return np.array(kept, dtype=np.float64)
 
     def _part_of_log(self, iteration: int) -> list[Rollout]:
         """Return the responses to about as many queries as there are to be rollouts: whole queries, all in turn."""

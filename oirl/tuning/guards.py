@@ -13,7 +13,9 @@ from oirl.statistics.intervals import standard_error
 WARNED_DRIFT = 2.0
 """The factor by which length or variety may change before it is warned of."""
 MOST_ROLLBACKS = 5
-"""After so many a run stops: going back does not help."""
+"""After so many in a row, with no iteration done in between, a run stops: going back does not help."""
+FEWEST_QUERIES = 20
+"""With fewer held-out queries nothing is said of a reward that is gamed."""
 ROLLBACK_FACTOR, RAISE_FACTOR = 2.0, 1.5
 """What the KL coefficient is multiplied by when a run goes back, and when it goes on."""
 
@@ -47,40 +49,48 @@ def drifted(first: Mapping[str, Any], now: Mapping[str, Any], factor: float) -> 
 
 
 def over_optimised(
-    reward_then: np.ndarray,
+    reward_then: np.ndarray | None,
     reward_now: np.ndarray,
     gold_then: np.ndarray,
     gold_now: np.ndarray,
     groups: np.ndarray,
     *,
-    among: int = 1,
+    comparisons: int = 1,
 ) -> str | None:
-    """Return that the reward that is trained for rises on held-out queries while gold, what counts, falls.
+    """Return that gold, what counts, has fallen on held-out queries while the reward that is trained for has not.
 
-    Gold has fallen if the interval of its paired difference, clustered by groups, lies below zero: of 95%, or more, as
-    the best of several validations is good by luck too (1 − 0.05/k of the best of k, Bonferroni). The reward has risen
-    if its mean has. (Gao et al. 2022, 2210.10760: over-optimisation of a reward model.)
+    Gold has fallen if the upper end of a one-sided interval of its paired difference, clustered by groups, lies below
+    zero. Its level is 1 − 0.05/c for c comparisons (Bonferroni), so that a whole run, which looks again and again at
+    the best of many validations, gives a false alarm in at most about 5% of the cases. (Gao et al. 2022, 2210.10760:
+    over-optimisation of a reward model.)
 
     Args:
-        reward_then: Of each held-out query at the best validation by gold so far, float (n,).
+        reward_then: Of each held-out query at the best validation by gold so far, float (n,); None where it is that of
+            another reward model, so that gold alone counts.
         reward_now: Of the same queries now.
         gold_then: Gold of the same.
         gold_now: Gold now.
         groups: Near duplicates of each query have its number, (n,).
-        among: How many validations the best was the best of.
+        comparisons: How many pairs of validations the run may compare in all.
     """
-    change, rise = gold_now - gold_then, reward_now - reward_then
+    change = gold_now - gold_then
+    rise = np.zeros_like(change) if reward_then is None else reward_now - reward_then
     known = ~(np.isnan(change) | np.isnan(rise))
-    if known.sum() < 2 or not rise[known].mean() > 0:
+    if len(set(groups[known].tolist())) < FEWEST_QUERIES or rise[known].mean() < 0:
         return None
-    width = NormalDist().inv_cdf(1 - 0.025 / among) * float(standard_error(change[known], groups[known]))
+    width = NormalDist().inv_cdf(1 - 0.05 / comparisons) * float(standard_error(change[known], groups[known]))
     mean = float(change[known].mean())
     if not mean + width < 0:
         return None
-    return (
-        f"the reward on held-out queries has risen by {rise[known].mean():.3g} while gold has fallen by {-mean:.3g} "
-        f"[{-mean - width:.3g}, {-mean + width:.3g}]: the reward is being gamed"
+    reward = (
+        "" if reward_then is None else f"the reward on held-out queries has risen by {rise[known].mean():.3g} while "
     )
+    return f"{reward}gold has fallen by {-mean:.3g} (at least {-mean - width:.3g}): the reward is being gamed"
+
+
+def pairs_of(validations: int) -> int:
+    """Return how many pairs of an earlier and a later validation there are."""
+    return max(validations * (validations - 1) // 2, 1)
 
 
 def _ratio(now: Any, first: Any) -> float | None:

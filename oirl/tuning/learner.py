@@ -109,7 +109,7 @@ class Learner:
         for _ in range(how.epochs):
             order = rng.permutation(n)
             for start in range(0, n, how.batch):
-                rate = _rate(how, (iteration + done / total) / how.iterations)
+                rate = _rate(how, (iteration + (done + 0.5) / total) / how.iterations)
                 for name, value in self._update(experience, order[start : start + how.batch], rate).items():
                     sums[name] = sums.get(name, 0.0) + value
                 done += 1

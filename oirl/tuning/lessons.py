@@ -14,7 +14,6 @@ from oirl.errors import ConfigError, DataError
 from oirl.registry import create, resolve
 from oirl.tuning.choosing import best_per_query, first_of_equals, top_fraction, variety
 from oirl.tuning.examples import Encoder, Example, suboutput_examples
-from oirl.tuning.online_settings import Online
 from oirl.tuning.relabelling import ByFunction, Outcome, Relabelling, check_instructions, instruct, preferred
 from oirl.tuning.rollouts import Rollout
 from oirl.tuning.scoring import Scorer, whole_rewards
@@ -117,8 +116,6 @@ class Method:
             figures |= {"kl": float(penalties.mean() / self.settings.kl_coef)}  # type: ignore[attr-defined]
         if isinstance(self.settings, Raft):
             return self._best(rollouts, rewards, figures)
-        if isinstance(self.settings, Online):
-            return _plain(rollouts), figures
         return self._relabelled(rollouts, rewards), figures
 
     def _best(

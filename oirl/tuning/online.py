@@ -10,21 +10,24 @@ import numpy as np
 
 from oirl.engines.base import Engine
 from oirl.engines.parity import THRESHOLDS
+from oirl.errors import TrainingError
 from oirl.tuning.base_run import TuningRun
 from oirl.tuning.guards import (
+    FEWEST_QUERIES,
     MOST_ROLLBACKS,
     RAISE_FACTOR,
     ROLLBACK_FACTOR,
     WARNED_DRIFT,
     drifted,
     over_optimised,
+    pairs_of,
     too_far,
 )
 from oirl.tuning.lessons import rollout_figures
 from oirl.tuning.online_settings import Apa, Online
 from oirl.tuning.refitting import check_refit, refit_reward
 from oirl.tuning.run_folder import LESSON
-from oirl.tuning.scoring import by_model, open_reward_model, whole_rewards
+from oirl.tuning.scoring import by_model, cautious, open_reward_model, whole_rewards
 from oirl.tuning.sources import Data
 
 _SAMPLES = 2
@@ -41,9 +44,23 @@ class OnlineRun(TuningRun):
         self._first: dict[str, Any] | None = None
         self._best: dict[str, Any] | None = None
         self._groups: np.ndarray | None = None
-        self._rollbacks = self._reward_from = self._looks = 0
+        self._rollbacks = self._reward_from = self._best_by = 0
         if how.refit_reward_every:
             check_refit(how, [*data.queries, *data.validation])
+        held_to = how.gold_reward or how.reward
+        if how.guard_gold and how.reward != "verdict" and how.gold_reward is None:
+            data.warnings.append(
+                f"nothing says whether {how.reward} is being gamed: name a checker under `grade`, or `gold`"
+            )
+        elif how.guard_gold and held_to != how.reward and len(set(data.validation_groups)) < FEWEST_QUERIES:
+            data.warnings.append(
+                f"fewer than {FEWEST_QUERIES} unlike queries are held out: too few to say whether the reward is gamed"
+            )
+        if how.queries and len(data.queries) < how.rollouts // how.samples:
+            data.warnings.append(
+                f"there are {len(data.queries)} queries to learn from, so that each iteration has "
+                f"{len(data.queries) * how.samples} responses, not {how.rollouts}; raise `samples` for more"
+            )
         if isinstance(how, Apa) and how.log:
             data.warnings.append(
                 "apa learns online: from a log it is known to do worse than awr (2306.02231, appendix D.3)"
@@ -99,18 +116,21 @@ class OnlineRun(TuningRun):
         figures = self._figures(drawn, experience, rewards)
         self._tell("rollouts", iteration, 0, figures)
         self._recall({"kind": "rollouts", "iteration": iteration, **figures})
-        if reason := self._beyond(figures):
-            action = self._act(iteration, 0, reason, self._folder.weights)
-            if action != "raise_kl_coef":
-                return action != "stop"
-        elif save and iteration % how.save_every == 0:
+        reason = self._beyond(figures)
+        action = self._act(iteration, 0, reason, self._folder.weights) if reason else None
+        if action in ("stop", "rollback"):
+            return action == "rollback"
+        if save and iteration % how.save_every == 0:
             self._folder.finish_iteration(iteration, self._updates, self._save_state)
             self._processes.wait_for_everyone()
         learner.moments = moments  # only now: what is kept above is how this iteration began
-        told = learner.update(experience, iteration)
+        try:
+            told = learner.update(experience, iteration)
+        except TrainingError as e:
+            return self._act(iteration, 1, str(e), self._folder.weights) != "stop"
         clock.lap("update", how.epochs * sum(map(len, drawn.examples)))
-        learner.kl.update(figures["kl"], len(drawn.examples))
-        step = int(told["updates"])
+        learner.kl.update(figures.get("kl", 0.0), len(drawn.examples))
+        step, self._rollbacks = int(told["updates"]), 0
         self._tell("update", iteration, step, told, **clock.told())
         self._folder.tell_times({"iteration": iteration, **clock.told()})
         going_on = self._validated(iteration, step)
@@ -125,6 +145,9 @@ class OnlineRun(TuningRun):
         figures = rollout_figures(drawn.rollouts)
         figures |= {"reward": float(whole.mean()), "reward_deviation": float(whole.std())}
         figures |= experience_figures(experience, rewards) | {"kl_coef": self._learner.kl.kl_coef}
+        if self._how.log:  # what others have drawn tells no KL
+            figures["log_ratio"] = figures.pop("kl")
+            figures = {name: value for name, value in figures.items() if not name.startswith(("kl_k3", "kl_token"))}
         figures |= {"examples": len(drawn.examples), "left_out": drawn.left_out}
         figures["samples"] = [
             {"query": r.query, "response": r.response, "reward": float(reward), "correct": r.correct}
@@ -150,8 +173,7 @@ class OnlineRun(TuningRun):
 
     def _refit(self, iteration: int) -> None:
         """Take the reward model that is due at an iteration, fitted to all verdicts so far."""
-        every = self._how.refit_reward_every
-        due = iteration // every * every if every else 0
+        due = self._reward_due(iteration)
         if due == self._reward_from:
             return
         folder = self._folder.path / f"reward-{due:03}"
@@ -159,12 +181,26 @@ class OnlineRun(TuningRun):
             held_out = {q.query_id for q in self._data.validation}
             refit_reward(self._how, [self._folder.rollouts(i) for i in range(due)], held_out, folder)
         self._processes.wait_for_everyone()
-        self._data.scorer = by_model(open_reward_model(folder))
+        self._take_reward(open_reward_model(folder), due)
+
+    def _take_reward(self, model: Any, due: int) -> None:
+        self._data.scorer = by_model(model)
+        if self._how.gold == "spread":
+            self._data.gold = cautious(model)
         self._reward_from = due
+
+    def _reward_due(self, iteration: int) -> int:
+        """Return the iteration at which the reward model was fitted that an iteration uses; 0 for the first one."""
+        every = self._how.refit_reward_every
+        return iteration // every * every if every else 0
+
+    @property
+    def _keeps_bests(self) -> bool:
+        return super()._keeps_bests or (self._how.guard_gold and self._how.on_exceed == "rollback")
 
     def _beyond(self, figures: Mapping[str, Any]) -> str | None:
         how = self._how
-        reason = too_far(figures["kl"], how.max_kl)
+        reason = too_far(figures.get("kl", 0.0), how.max_kl)
         if reason is None and how.max_drift is not None and self._first is not None:
             reason = drifted(self._first, figures, how.max_drift)
         return reason
@@ -174,9 +210,11 @@ class OnlineRun(TuningRun):
         how = self._how
         if (iteration + 1) % how.evaluate_every and iteration + 1 < how.iterations:
             return True
+        self._validation.labels = {"reward_model": self._reward_from} if how.refit_reward_every else {}
         measured = self._validate(iteration, step)
         if measured is None:
             return True
+        measured = measured | {"iteration": iteration}
         reason = self._gamed(measured) if how.guard_gold else None
         if reason is None:
             self._look(measured)
@@ -190,7 +228,10 @@ class OnlineRun(TuningRun):
         then, now = (_rewards_and_gold(row) for row in (self._best, measured))
         if then is None or now is None:
             return None
-        return over_optimised(then[0], now[0], then[1], now[1], self._groups, among=max(self._looks, 1))
+        how = self._how
+        same_model = self._best_by == self._reward_from
+        looks = pairs_of(how.iterations // how.evaluate_every + 2)
+        return over_optimised(then[0] if same_model else None, now[0], then[1], now[1], self._groups, comparisons=looks)
 
     def _look(self, measured: Mapping[str, Any] | None) -> None:
         """Remember the best validation so far."""
@@ -198,15 +239,17 @@ class OnlineRun(TuningRun):
             return
         if "groups" in measured:
             self._groups = np.array(measured["groups"])
-        value, self._looks = self._validation.value(measured), self._looks + 1
+        value = self._validation.value(measured)
         if self._best is None or value > self._validation.value(self._best):
-            self._best = dict(measured)
+            self._best, self._best_by = dict(measured), self._reward_due(int(measured.get("iteration", 0)))
 
     def _act(self, iteration: int, step: int, reason: str, back_to: Path) -> str:
         """Do what is to be done beyond a limit, and tell of it; return what was done."""
         action, kl = str(self._how.on_exceed), self._learner.kl
         if action == "rollback" and self._rollbacks >= MOST_ROLLBACKS:
             action, reason = "stop", f"{reason}; going back {MOST_ROLLBACKS} times did not help"
+        elif action == "rollback" and iteration + 1 == self._how.iterations:
+            action = "stop"  # there is nothing left to do better
         coefficient = kl.kl_coef
         if action == "rollback":
             self._load_state(back_to)
@@ -219,13 +262,12 @@ class OnlineRun(TuningRun):
 
     def _recall(self, row: Mapping[str, Any]) -> None:
         """Take in what has been told, by an earlier process or by this one."""
-        every = self._how.refit_reward_every
         if row["kind"] == "rollouts" and row["iteration"] == 0:
             self._first = {name: row[name] for name in ("tokens_mean", "distinct_2")}
-        elif row["kind"] == "rollouts" and every and row["iteration"] % every == 0:
-            self._best, self._looks = None, 0  # rewards of another model cannot be compared with the last one's
         elif row["kind"] == "validation":
             self._look(row)
+        elif row["kind"] == "update":
+            self._rollbacks = 0
         elif row["kind"] == "guard":
             self._rollbacks += row["action"] == "rollback"
 
@@ -241,7 +283,7 @@ class OnlineRun(TuningRun):
 def _rewards_and_gold(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the reward that is trained for and gold of each held-out query; None where they are one and the same."""
     by_query = row.get("by_query", {})
-    gold = by_query.get("gold", row.get("right"))
-    if "reward" not in by_query or gold is None:
+    reward, gold = (by_query.get(name, row.get("right")) for name in ("reward", "gold"))
+    if not by_query or reward is None or gold is None:
         return None
-    return np.array(by_query["reward"], dtype=np.float64), np.array(gold, dtype=np.float64)
+    return np.array(reward, dtype=np.float64), np.array(gold, dtype=np.float64)

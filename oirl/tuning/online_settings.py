@@ -22,6 +22,7 @@ class Online(Sampled):
         warmup: Share of the iterations.
         save_every: Iterations between checkpoints.
         evaluate_every: Iterations between validations.
+        validation_temperature: 1 measures the policy as it is trained; 0 takes the likeliest tokens.
         average: Whether all tokens count alike in a loss ("token"), or all responses ("sequence").
         baseline: What is taken off the reward: a value network of its own, a head on the policy, or the mean reward of
             a query's responses, with the response ("group") or without it ("leave_one_out").
@@ -45,14 +46,14 @@ class Online(Sampled):
         max_kl: The largest KL of a response from the reference, in nats, that is let pass.
         max_drift: The largest factor by which the length of responses, or the share of distinct pairs of words, may
             change against the first iteration. A factor of 2 is warned of.
-        on_exceed: What is done beyond a limit: "stop"; "rollback" to the last checkpoint within it, with kl_coef
-            doubled; "raise_kl_coef" by half, and go on.
+        on_exceed: What is done beyond a limit, and where a loss is no number: "stop"; "rollback" to the last checkpoint
+            within it, with kl_coef doubled; "raise_kl_coef" by half, and go on.
         refit_reward_every: Iterations after which the reward model is fitted anew, to `refit_log` and all rollouts.
         refit_log: The log that the reward model was fitted to.
     """
 
     iterations: int = Field(100, ge=1)
-    rollouts: int = Field(64, ge=1)
+    rollouts: int = Field(64, ge=2)
     samples: int = Field(1, ge=1)
     epochs: int = Field(2, ge=1)
     learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
@@ -62,6 +63,7 @@ class Online(Sampled):
     evaluate_every: int = Field(10, ge=1)
     average: Literal["token", "sequence"] = "token"
     baseline: Literal["value_network", "value_head", "group", "leave_one_out"] = "value_network"
+    validation_temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     gamma: float = Field(1.0, ge=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
     whiten: Literal["none", "centre", "standardise"] = "standardise"
@@ -107,6 +109,10 @@ class Online(Sampled):
             raise ValueError('gold = "verdict" needs a checker: name it under `grade`')
         if self.gold and not self.held_out:
             raise ValueError("gold is measured on held-out queries, and held_out is 0")
+        if self.log and self.max_kl:
+            raise ValueError("max_kl needs responses of the policy itself: those of a log tell no KL; leave it out")
+        if not self.kl_coef and self.on_exceed != "stop":
+            raise ValueError(f'on_exceed = "{self.on_exceed}" raises kl_coef, and that is 0: give it a value')
         return self
 
     @model_validator(mode="after")
@@ -166,7 +172,7 @@ class Ppo(Online):
     """
 
     method: ClassVar[str] = "ppo"
-    rollouts: int = Field(128, ge=1)
+    rollouts: int = Field(128, ge=2)
     epochs: int = Field(4, ge=1)
     clip_range: float = Field(0.2, gt=0, lt=1)
     value_clip: float | None = Field(0.2, gt=0, allow_inf_nan=False)

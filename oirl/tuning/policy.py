@@ -143,6 +143,7 @@ class Policy:
         """Send the weights to an engine of its own, and prove that they arrived."""
         probe = self._probe(prompts)
         model = self.model
+        base = [(w, w.detach().clone()) for name, w in model.named_parameters() if ".base_layer." in name]
         if self.lora:
             model.merge_adapter()
         try:
@@ -150,6 +151,9 @@ class Policy:
         finally:
             if self.lora:
                 model.unmerge_adapter()
+                with torch.no_grad():  # taking off again what was added rounds, and the reference would drift
+                    for weight, before in base:
+                        weight.copy_(before)
 
     def _probe(self, prompts: Sequence[Sequence[int]]) -> Probe:
         with self.computing():

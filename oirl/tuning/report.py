@@ -82,12 +82,14 @@ def compare_validations(report: TuneReport, measured: list[dict[str, Any]], kept
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    hidden = ("right", "groups", "by_query", "samples", "kind", "iteration", "step", "value")
+    hidden = ("right", "groups", "by_query", "reward_model", "samples", "kind", "iteration", "step", "value")
     return {k: v for k, v in row.items() if k not in hidden}
 
 
 def reward_gain(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
     """Return `NAME_gain` with its 95% interval: the paired gain in a reward on the same queries, clustered by group."""
+    if before.get("reward_model", 0) != after.get("reward_model", 0) and name == "reward":
+        return {}  # two models' rewards cannot be compared
     first, last = (np.array(row["by_query"][name], dtype=np.float64) for row in (before, after))
     gains = last - first
     known = ~np.isnan(gains)

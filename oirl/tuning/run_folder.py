@@ -40,6 +40,7 @@ class RunFolder:
     metrics.jsonl   a line for each rollout, update and validation that is told of
     times.jsonl     seconds and tokens a second of each phase of an iteration, of online methods
     rollouts/       the log of each iteration
+    rewards/        of online methods: the rewards of its rows, as they are learned from
     checkpoints/    of the iteration that is running
     weights-K/      after K iterations; the newest only; of online methods with all that is trained
     best-I-S/       weights of the best validation so far, after S updates of iteration I
@@ -134,6 +135,10 @@ class RunFolder:
         """Return the folder of an iteration's log."""
         return self.path / "rollouts" / f"iteration-{iteration:03}"
 
+    def rewards(self, iteration: int) -> Path:
+        """Return the file of an iteration's rewards."""
+        return self.path / "rewards" / f"iteration-{iteration:03}.json"
+
     def checkpoints(self, iteration: int) -> Path:
         """Return the folder of an iteration's checkpoints."""
         return self.path / "checkpoints" / f"iteration-{iteration:03}"
@@ -174,9 +179,10 @@ class RunFolder:
         measured: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep weights, and what was measured of them, if their validation is better than all before."""
+        if not self._writes:  # others may look while a folder is just being replaced
+            return
         before = self.best()
-        better = not math.isnan(value) and (before is None or value > before[1])
-        if not self._writes or not better:
+        if math.isnan(value) or (before is not None and value <= before[1]):
             return
         name = f"best-{iteration:03}-{step:07}"
 

@@ -64,13 +64,17 @@ def open_gold(name: str, reward: str) -> Scorer:
         return open_reward(name)
     if reward in ("verdict", "score") or ":" in reward:
         raise ConfigError(f'gold = "spread" needs a reward model under `reward`, and that is {reward!r}')
-    model = open_reward_model(reward)
+    return cautious(open_reward_model(reward))
 
-    def cautious(rollouts: Sequence[Rollout]) -> np.ndarray:
+
+def cautious(model: Any) -> Scorer:
+    """Return the scorer that takes twice the spread off a reward model's word."""
+
+    def score(rollouts: Sequence[Rollout]) -> np.ndarray:
         found = model.estimate([r.query for r in rollouts], [r.response for r in rollouts])
         return np.asarray(found.reward - _SPREADS * found.spread, dtype=np.float64)
 
-    return cautious
+    return score
 
 
 def open_reward_model(folder: str | Path) -> Any:

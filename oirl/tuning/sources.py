@@ -55,7 +55,7 @@ class Data:
             self.fingerprint = _digest([[q.query_id, q.query, q.answer] for q in queries])
             rollouts = []
         if not queries:
-            raise DataError(f"{how.log or how.queries}: no response, or no query, to learn from")
+            raise DataError(f"{', '.join(how.log) or how.queries}: no response, or no query, to learn from")
         self._check_answers(how, queries)
         out = self._held_out(how, queries)
         self.queries = [q for q in queries if q.query_id not in out]
@@ -63,9 +63,16 @@ class Data:
         if how.log:
             self.rollouts = [r for r in rollouts if r.query_id not in out]
             self.held_out_rollouts = [r for r in rollouts if r.query_id in out]
-            self.chosen = self.method.choose(self.rollouts)
-        counts = Counter(r.prompt for r in self.chosen[0].rollouts) if self.chosen else Counter([how.prompt])
+            if not isinstance(how, Online):
+                self.chosen = self.method.choose(self.rollouts)
+        learned = self.chosen[0].rollouts if self.chosen else self.rollouts
+        counts = Counter(r.prompt for r in learned) if how.log else Counter([how.prompt])
         self.prompts = [prompt for prompt, _ in counts.most_common()]
+
+    @property
+    def validation_groups(self) -> list[int]:
+        """Of each held-out query the number of its near duplicates."""
+        return [self.groups[q.query_id] for q in self.validation]
 
     def _validation_rewards(self, how: Settings) -> dict[str, Scorer]:
         """Return name -> what an online method is measured by on held-out queries, beside verdicts."""
@@ -75,7 +82,8 @@ class Data:
         if how.reward not in ("verdict", "score"):
             found["reward"] = lambda rollouts: self.scorer(rollouts) if self.scorer else np.full(len(rollouts), np.nan)
         if how.gold_reward not in (None, "verdict"):
-            found["gold"] = open_gold(str(how.gold_reward), how.reward)
+            self.gold = open_gold(str(how.gold_reward), how.reward)
+            found["gold"] = lambda rollouts: self.gold(rollouts)
         return found
 
     def _check_answers(self, how: Settings, queries: Sequence[Query]) -> None:
@@ -91,7 +99,10 @@ class Data:
         if not how.held_out:
             return set()
         grouping = group_queries([q.query for q in queries])
-        mask = assign_test([q.query_id for q in queries], grouping.labels, how.held_out, how.seed)
+        try:
+            mask = assign_test([q.query_id for q in queries], grouping.labels, how.held_out, how.seed)
+        except DataError as e:
+            raise DataError(f"{', '.join(how.log) or how.queries}: {e}; or hold none out (held_out = 0)") from e
         self.warnings += [text for text in [grouping.warning()] if text]
         self.groups = dict(zip((q.query_id for q in queries), grouping.labels.tolist(), strict=True))
         return {q.query_id for q, held in zip(queries, mask, strict=True) if held}

@@ -40,6 +40,9 @@ class Validation:
         sampling: How they are drawn.
         examples: Held-out examples, for their loss.
         rewards: Name -> what else is asked of the responses: "reward", what is trained for, and "gold", what counts.
+
+    Attributes:
+        labels: What is told with each measurement beside its figures.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Validation:
         self._queries = list(queries) if checker is not None or self._rewards else []
         self._initial, self._groups = initial, np.array([groups[q.query_id] for q in self._queries], dtype=np.int64)
         self._examples = examples
+        self.labels: dict[str, Any] = {}
 
     def ask(self, templates: Mapping[str, str]) -> None:
         """Ask under other templates from now on."""
@@ -80,7 +84,7 @@ class Validation:
             of each of the rewards, and under `by_query` those of all queries; `loss`, nats a token, of held-out
             examples. What cannot be measured is not there.
         """
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = dict(self.labels)
         if self._queries:
             templates = {**self._initial, **self._templates} if initial else self._templates
             for i, (name, template) in enumerate(templates.items()):

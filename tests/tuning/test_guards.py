@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from oirl.tuning.guards import drifted, over_optimised, too_far
+from oirl.tuning.guards import drifted, over_optimised, pairs_of, too_far
 
 
 def test_a_policy_is_too_far_above_the_limit_only() -> None:
@@ -32,34 +32,47 @@ def test_drift_is_a_factor_of_length_or_of_variety(tokens: float, distinct: floa
     assert (found is None) if told is None else told in str(found)
 
 
-def gamed(change: np.ndarray, rise: float = 1.0, groups: np.ndarray | None = None, among: int = 1) -> str | None:
+def gamed(change: np.ndarray, rise: float = 1.0, groups: np.ndarray | None = None, comparisons: int = 1) -> str | None:
     n = len(change)
-    zero = np.zeros(n)
-    return over_optimised(zero, zero + rise, zero, change, np.arange(n) if groups is None else groups, among=among)
+    zero, own = np.zeros(n), np.arange(n)
+    return over_optimised(zero, zero + rise, zero, change, own if groups is None else groups, comparisons=comparisons)
 
 
 def test_a_reward_is_gamed_if_gold_has_fallen_for_sure() -> None:
-    # 100 queries, gold falls by 1 on 10 of them: mean −0.1, s.e. √(0.1 · 0.9/99) ≈ 0.0302, upper end −0.041.
+    # 100 queries, gold falls by 1 on 10 of them: mean −0.1, s.e. √(0.1 · 0.9/99) ≈ 0.0302, 1.645 of which are 0.0496.
     change = -(np.arange(100) < 10).astype(float)
     told = gamed(change)
     assert told is not None
-    assert "risen by 1 while gold has fallen by 0.1 [0.0409, 0.159]" in told
+    assert "risen by 1 while gold has fallen by 0.1 (at least 0.0504)" in told
     assert gamed(change, rise=-0.1) is None  # the reward has not risen: the policy is worse, not gaming
-    # On 3 of 100: mean −0.03, s.e. 0.0171, upper end +0.004.
-    assert gamed(-(np.arange(100) < 3).astype(float)) is None
+    # On 2 of 100: mean −0.02, s.e. 0.0141, upper end +0.003.
+    assert gamed(-(np.arange(100) < 2).astype(float)) is None
     assert gamed(np.zeros(100)) is None
 
 
-def test_the_best_of_many_validations_is_good_by_luck_too() -> None:
-    # On 5 of 100: −0.05 ± 1.96 · 0.0219 lies below zero, −0.05 ± 2.81 · 0.0219 (the best of ten) does not.
+def test_a_run_that_looks_often_must_see_more() -> None:
+    # On 5 of 100: −0.05 + 1.645 · 0.0219 lies below zero, −0.05 + 2.81 · 0.0219 (20 comparisons) does not.
     change = -(np.arange(100) < 5).astype(float)
     assert gamed(change) is not None
-    assert gamed(change, among=10) is None
+    assert gamed(change, comparisons=20) is None
+    assert [pairs_of(n) for n in (1, 2, 3, 11)] == [1, 1, 3, 55]
+
+
+def test_the_rewards_of_another_model_do_not_count() -> None:
+    change, zero = -(np.arange(100) < 10).astype(float), np.zeros(100)
+    told = over_optimised(None, zero - 5, zero, change, np.arange(100))
+    assert told == "gold has fallen by 0.1 (at least 0.0504): the reward is being gamed"
+
+
+def test_a_handful_of_queries_tells_nothing() -> None:
+    assert gamed(-np.ones(19)) is None
+    assert gamed(-np.ones(20)) is not None
 
 
 def test_near_duplicates_count_as_one() -> None:
-    change = -(np.arange(100) < 10).astype(float)
-    assert gamed(change, groups=np.arange(100) // 10) is None  # one group of ten has fallen: that may be chance
+    change = -(np.arange(200) < 10).astype(float)
+    assert gamed(change) is not None
+    assert gamed(change, groups=np.arange(200) // 10) is None  # one group of ten has fallen: that may be chance
 
 
 def test_queries_without_a_reward_do_not_count() -> None:
@@ -70,16 +83,18 @@ def test_queries_without_a_reward_do_not_count() -> None:
 
 
 def test_false_alarms_are_rare_where_nothing_is_gamed() -> None:
-    """A policy of which nothing changes but luck: 40 looks at 200 queries, each against the best so far."""
+    """200 runs of which nothing changes but luck: ten looks at 60 queries, each against the best so far."""
     rng = np.random.default_rng(0)
-    alarms, looks = 0, 0
-    for _ in range(40):
-        best = rng.random(200) < 0.5
-        for look in range(1, 11):
-            now = rng.random(200) < 0.5
-            alarm = over_optimised(
-                np.zeros(200), np.ones(200), best.astype(float), now.astype(float), np.arange(200), among=look
+    alarms, looks, n = 0, 10, 60
+    for _ in range(200):
+        best = rng.random(n) < 0.5
+        for _ in range(looks):
+            now = rng.random(n) < 0.5
+            told = over_optimised(
+                np.zeros(n), np.ones(n), best * 1.0, now * 1.0, np.arange(n), comparisons=pairs_of(looks + 1)
             )
-            alarms, looks = alarms + (alarm is not None), looks + 1
+            if told is not None:
+                alarms += 1
+                break
             best = now if now.mean() > best.mean() else best
-    assert alarms / looks < 0.05
+    assert alarms <= 15  # 5% of 200 are 10

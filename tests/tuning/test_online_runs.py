@@ -23,7 +23,7 @@ from small_runs import make_queries, write_queries, write_small_log
 from test_encoder_decoder import make
 
 import oirl
-from oirl.errors import ConfigError, DataError, TrainingError
+from oirl.errors import ConfigError, DataError
 from oirl_data import small_lm_path
 
 METHODS = ("apa", "ppo", "awr")
@@ -263,14 +263,27 @@ def test_where_nothing_is_better_the_result_is_the_initial_model(tmp_path: Path,
     assert report.after["gain"] == 0
 
 
-def test_numbers_that_are_none_end_the_run_with_one_line(tmp_path: Path, queries: str) -> None:
+def test_numbers_that_are_none_end_the_run_with_what_was_good(tmp_path: Path, queries: str) -> None:
     settings = online(
         tmp_path / "run", queries, reward="test_online_runs:too_great", reward_clip=None, whiten="none", kl_coef=1e-9
     )
-    with pytest.raises(TrainingError, match="no finite number any more") as raised:
-        oirl.tune("apa", settings)
-    assert "\n" not in str(raised.value)
-    assert "lower learning_rate" in str(raised.value)
+    report = oirl.tune("apa", settings)
+    (guard,) = report.guards
+    assert "no finite number any more" in guard["reason"]
+    assert "lower learning_rate" in guard["reason"]
+    assert guard["action"] == "stop"
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in after.values())
+
+
+def test_numbers_that_are_none_are_gone_back_from(tmp_path: Path, queries: str) -> None:
+    settings = online(
+        tmp_path / "run", queries, reward="test_online_runs:too_great", reward_clip=None, whiten="none", kl_coef=1e-9,
+        on_exceed="rollback", iterations=9,
+    )  # fmt: skip
+    report = oirl.tune("apa", settings)
+    assert [guard["action"] for guard in report.guards] == ["rollback"] * 5 + ["stop"]
+    assert "going back 5 times did not help" in report.guards[-1]["reason"]
 
 
 def test_queries_without_an_answer_are_rewarded_and_not_graded(tmp_path: Path) -> None:
@@ -375,6 +388,8 @@ def test_gold_by_spread_needs_a_reward_model(tmp_path: Path, queries: str) -> No
         ({"importance_cap": 0.5}, "greater than or equal to 1"),
         ({"baseline": "critic"}, "value_network"),
         ({"train_layer": 1}, "did you mean 'train_layers'"),
+        ({"rollouts": 1}, "greater than or equal to 2"),
+        ({"prompt": "{question}"}, "use {query}"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
