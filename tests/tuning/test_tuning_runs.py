@@ -400,7 +400,8 @@ def test_two_processes_learn_what_one_does(method: str, queries: str, tmp_path: 
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
-        numbers = [k for k, v in a.items() if isinstance(v, float)]
+        # How the rows of a last, smaller update are dealt out, and so padded, depends on the devices.
+        numbers = [k for k, v in a.items() if isinstance(v, float) and k != "padding"]
         assert [b[k] for k in numbers] == pytest.approx([a[k] for k in numbers], rel=1e-3, abs=1e-5)
 
 
