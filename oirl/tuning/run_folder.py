@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from oirl.errors import ConfigError
+from oirl.errors import ConfigError, WriteError
 from oirl.logs.atomic import atomic_file, atomic_folder
 
 try:
@@ -68,11 +68,15 @@ class RunFolder:
 
         Raises:
             ConfigError: If another process is writing to it, or it has become that of another run.
+            WriteError: If it cannot be made.
         """
         if not self._writes:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise WriteError(f"cannot make the folder {self.path}: {e.strerror}") from e
         with _locked(self.path):
             if not self._is_ours():
                 self._write(_RUN, {"identity": self._identity})

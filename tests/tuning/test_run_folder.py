@@ -13,7 +13,7 @@ from shutil import copytree
 import pytest
 from conftest import ROOT
 
-from oirl.errors import ConfigError
+from oirl.errors import ConfigError, WriteError
 from oirl.tuning.run_folder import RunFolder
 
 IDENTITY: dict[str, object] = {"method": "sft", "epochs": 2, "log": ("a", "b"), "versions": {"oirl": "1"}}
@@ -129,6 +129,13 @@ def test_of_two_at_once_the_second_is_refused(run: RunFolder) -> None:
     assert json.loads((run.path / "run.json").read_text(encoding="utf-8"))["identity"]["epochs"] == 2
     with other.writing():  # the first one is gone
         pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = RunFolder(tmp_path / "file" / "out", IDENTITY)
+    with pytest.raises(WriteError, match="cannot make the folder"), found.writing():
+        pytest.fail("written")
 
 
 def test_death_gives_a_folder_free(run: RunFolder) -> None:
