@@ -60,6 +60,7 @@ ABLATED = [
     ("hir_few_wrong", "filter"),
     ("hir_few_wrong", "hir"),
     ("hir_of_taught", "filter_of_taught"),
+    ("hir_of_taught", "hir"),
 ]
 TIMES, FEW_WRONG = 4, 0.2
 
