@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from oirl.engines.base import Engine, Sampling, derive_seed
+from oirl.engines.collecting import RUN
 from oirl.errors import ConfigError, DataError
 from oirl.logs.atomic import atomic_file
+from oirl.logs.store import LogWriter, log_metadata, read_log
 from oirl.tuning.advantages import BASELINES
 from oirl.tuning.base_run import SHARED
 from oirl.tuning.examples import Encoder, Example
@@ -120,6 +123,7 @@ class Drawer:
         pairs = [(r, e) for r, e in ((r, self._encoder.drawn(r)) for r in found) if e is not None]
         clock.lap("rollout", sum(len(e.response) for _, e in pairs))
         rewards = self._rewards(iteration, [r for r, _ in pairs])
+        self._keep_scores(iteration, [r for r, _ in pairs], whole_rewards(rewards))
         clock.lap("reward", sum(len(e.response) for _, e in pairs))
         known = np.flatnonzero(~np.isnan(whole_rewards(rewards)))
         if len(known) < len(pairs):
@@ -189,6 +193,23 @@ class Drawer:
                 rewards[i] = np.array(value, dtype=np.float64)
             return rewards
         return np.array(kept, dtype=np.float64)
+
+    def _keep_scores(self, iteration: int, rollouts: Sequence[Rollout], rewards: np.ndarray) -> None:
+        """Write rewards into the log of an iteration, as the `score` of its rows."""
+        if self._sampler is None or not self._processes.is_main_process:
+            return
+        score = dict(zip(((r.query_id, r.replicate) for r in rollouts), rewards.tolist(), strict=True))
+        for path in sorted(self._folder.rollouts(iteration).glob("*.parquet")):
+            table, notes = read_log(path), log_metadata(path)
+            keys = zip(table["query_id"].to_pylist(), table["replicate"].to_pylist(), strict=True)
+            values = [score.get(key) for key in keys]
+            column = pa.array([None if v is None or np.isnan(v) else v for v in values], pa.float64())
+            if column.equals(table["score"].combine_chunks()):
+                continue
+            place = table.schema.get_field_index("score")
+            with LogWriter(path, notes={RUN: notes[RUN]}) as writer:
+                for batch in table.set_column(place, table.schema.field(place), column).to_batches():
+                    writer.write(batch)
 
     def _part_of_log(self, iteration: int) -> list[Rollout]:
         """Return the responses to about as many queries as there are to be rollouts: whole queries, all in turn."""

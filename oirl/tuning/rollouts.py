@@ -36,6 +36,7 @@ class Rollout:
             those of another model.
         prompt_ids: The tokens before it, of the same.
         logprobs: log π of each of `token_ids` by the policy that drew it, in nats.
+        replicate: Which of the runs of its query it is.
     """
 
     query_id: str
@@ -49,6 +50,7 @@ class Rollout:
     token_ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
+    replicate: int = 0
 
 
 def rollouts_of_log(log: pa.Table) -> list[Rollout]:
@@ -119,6 +121,7 @@ def _rollout(row: dict[str, Any], prompt: str, *, own: bool) -> Rollout:
         row["score"],
         told.get("finish_reason") != "length",
         **tokens,
+        replicate=row["replicate"],
     )
 
 

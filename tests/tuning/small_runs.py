@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +60,8 @@ def quick(out: Path, **changes: Any) -> dict[str, Any]:
 def rows_of(path: Path) -> list[dict[str, Any]]:
     table: pa.Table = oirl.read_log(path)
     return table.drop_columns(["latency_s", "created_at"]).to_pylist()
+
+
+def unsteady(prompts: Any, completions: Sequence[str], **columns: Any) -> list[float]:
+    """Never say the same twice, and another thing in each process."""
+    return [len(text) + random.random() + os.getpid() for text in completions]

@@ -112,6 +112,7 @@ def test_each_method_runs_and_tells_its_metrics_under_stable_names(method: str, 
     assert all(phases <= set(row) for row in times)
     log = oirl.read_log(out / "rollouts")
     assert len(log) == 24
+    assert log["score"].to_pylist() == [float(right) for right in log["correct"].to_pylist()]
     assert not list(out.glob("weights-*")) + list(out.glob("best-*"))
 
 
@@ -454,3 +455,47 @@ def test_two_processes_learn_what_one_does(method: str, queries: str, tmp_path: 
         for a, b in zip(one, two, strict=True):
             numbers = [k for k, v in a.items() if isinstance(v, float)]
             assert [b[k] for k in numbers] == pytest.approx([a[k] for k in numbers], rel=2e-3, abs=2e-5)
+
+
+def stop_after(kind: str, count: int) -> Any:
+    left = count
+
+    def tell(row: dict[str, Any]) -> None:
+        nonlocal left
+        left -= row["kind"] == kind
+        if not left:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+def test_a_judge_that_never_says_the_same_twice_does_not_end_a_run(tmp_path: Path, queries: str) -> None:
+    settings = online(tmp_path / "run", queries, reward="small_runs:unsteady", held_out=0.0, reward_clip=None)
+    with pytest.raises(KeyboardInterrupt):
+        oirl.tune("apa", settings, progress=stop_after("update", 2))
+    before = [row["reward"] for row in lines_of(tmp_path / "run", "rollouts")]
+    report = oirl.tune("apa", settings)
+    assert [row["reward"] for row in report.iterations][:2] == before[:2]
+    assert len(report.iterations) == 3
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_same_decisions(queries: str, tmp_path: Path) -> None:
+    """Each process would give other rewards; asked is one of them, and both stop where it says."""
+    settings = online(
+        tmp_path / "run", queries, reward="small_runs:unsteady", iterations=4, micro_batch=2, reward_clip=None,
+        max_kl=1e-9, held_out=0.3,
+    )  # fmt: skip
+    (tmp_path / "c.yaml").write_text(json.dumps(settings))
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in (".", "cli", "data", "tests/tuning"))
+    }
+    environment |= {"ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "oirl_cli"]
+    command = [*launch, "tune", "apa", "--config", str(tmp_path / "c.yaml"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [guard["action"] for guard in report["guards"]] == ["stop"]
+    kept = json.loads((tmp_path / "run" / "rewards" / "iteration-000.json").read_text())
+    assert report["iterations"][0]["reward"] == pytest.approx(np.mean(kept))
