@@ -10,7 +10,7 @@ Parts (`--part`, default all):
   (`--part pilot`); curves of reward and KL over generated tokens; and what of APA's claims holds.
 - `sweep`: λ of APA, λ of AWR, β of PPO (fixed): reward and KL at the end.
 - `offline`: APA against AWR (and filtered SFT) on a log of the initial model (2306.02231, appendix D.3).
-- `guard`: a reward model of 80 verdicts instead of the verdict, λ = 0.03: reward and success over √KL, with and without.
+- `guard`: a reward model of 80 verdicts instead of the verdict, λ = 0.03: reward and success over √KL.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/online_methods.py [--part NAME] [--seeds 5] [--plots FOLDER]
 """
