@@ -117,12 +117,13 @@ class OnlineRun(TuningRun):
         self._tell("rollouts", iteration, 0, figures)
         self._recall({"kind": "rollouts", "iteration": iteration, **figures})
         reason = self._beyond(figures)
+        sound = reason is None or how.on_exceed == "raise_kl_coef"  # a higher price is to be paid again by who goes on
+        if save and sound and iteration % how.save_every == 0:
+            self._folder.finish_iteration(iteration, self._updates, self._save_state)
+            self._processes.wait_for_everyone()
         action = self._act(iteration, 0, reason, self._folder.weights) if reason else None
         if action in ("stop", "rollback"):
             return action == "rollback"
-        if save and iteration % how.save_every == 0:
-            self._folder.finish_iteration(iteration, self._updates, self._save_state)
-            self._processes.wait_for_everyone()
         learner.moments = moments  # only now: what is kept above is how this iteration began
         try:
             told = learner.update(experience, iteration)

@@ -19,14 +19,30 @@ from oirl.errors import ConfigError
 
 RUNS: dict[str, dict[str, Any]] = {
     "apa": {"iterations": 5, "entropy_coef": 0.01, "importance_cap": 2.0, "whiten": "none", "weight_decay": 0.1},
-    "ppo": {"iterations": 5, "baseline": "value_head", "reward_scale": "running", "schedule": "cosine", "lora_rank": 4},
+    "ppo": {
+        "iterations": 5,
+        "baseline": "value_head",
+        "reward_scale": "running",
+        "schedule": "cosine",
+        "lora_rank": 4,
+        "max_kl": 0.001,
+        "on_exceed": "raise_kl_coef",
+    },
     "awr": {"iterations": 4, "samples": 2, "baseline": "leave_one_out", "average": "sequence", "save_every": 1},
     "refit": {"iterations": 5, "refit_reward_every": 2, "max_kl": 0.05, "on_exceed": "rollback"},
+    "refit and gold": {
+        "iterations": 6,
+        "refit_reward_every": 2,
+        "save_every": 3,
+        "evaluate_every": 1,
+        "on_exceed": "rollback",
+        "held_out": 0.5,
+    },
 }
 
 
 def method_of(name: str) -> str:
-    return "apa" if name == "refit" else name
+    return "apa" if name.startswith("refit") else name
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +56,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def settings_of(name: str, out: Path, sources: dict[str, str]) -> dict[str, Any]:
     changes = dict(RUNS[name])
-    if name == "refit":
+    if name.startswith("refit"):
         changes |= {"reward": sources["reward"], "refit_log": sources["log"]}
     return online(out, sources["queries"], **changes)
 
@@ -102,6 +118,7 @@ def test_the_runs_have_shown_what_they_are_to_show(whole: dict[str, Path]) -> No
     kinds = {name: {line["kind"] for line in lines_of(out)} for name, out in whole.items()}
     assert {"rollouts", "update", "validation"} <= kinds["apa"]
     assert "guard" in kinds["refit"]
+    assert "guard" in kinds["ppo"]
     assert (whole["refit"] / "reward-002" / "manifest.json").is_file()
     assert {line["kl_coef"] for line in lines_of(whole["ppo"]) if line["kind"] == "rollouts"} != {0.05}
 
