@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,3 +67,37 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def unsteady(prompts: Any, completions: Sequence[str], **columns: Any) -> list[float]:
     """Never say the same twice, and another thing in each process."""
     return [len(text) + random.random() + os.getpid() for text in completions]
+
+
+class Stopped(Exception):
+    """Raised in the middle of a run."""
+
+
+def result(out: Path) -> dict[str, Any]:
+    """Return all that a run has left: bytes of weights and metrics, rows of rollouts, names of files."""
+    (weights,) = (out / "model").glob("*.safetensors")
+    return {
+        "weights": weights.read_bytes(),
+        "metrics": (out / "metrics.jsonl").read_text(),
+        "rollouts": [rows_of(path) for path in sorted((out / "rollouts").glob("*/*.parquet"))],
+        "files": sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()),
+    }
+
+
+def killed_until_done(method: str, settings: dict[str, Any]) -> int:
+    """Run again and again, killed after a while that grows, until it is done; return how often it was killed."""
+    context = multiprocessing.get_context("forkserver")
+    modules = ("running", "trainer", "policy", "online", "learner")
+    context.set_forkserver_preload([f"oirl.tuning.{name}" for name in modules])
+    rng = random.Random(method)
+    for attempt in range(40):
+        process = context.Process(target=oirl.tune, args=(method, settings))
+        process.start()
+        process.join(rng.uniform(0.3, 0.8 + attempt / 4))
+        if not process.is_alive():
+            assert process.exitcode == 0
+            return attempt
+        process.kill()
+        process.join()
+        time.sleep(0.05)
+    raise AssertionError("never finished")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import make_queries, rows_of, write_queries, write_small_log
+from small_runs import Stopped, killed_until_done, make_queries, result, write_queries, write_small_log
 from test_online_runs import online
-from test_resuming import Stopped
 
 import oirl
 from oirl.errors import ConfigError
@@ -59,17 +55,6 @@ def settings_of(name: str, out: Path, sources: dict[str, str]) -> dict[str, Any]
     if name.startswith("refit"):
         changes |= {"reward": sources["reward"], "refit_log": sources["log"]}
     return online(out, sources["queries"], **changes)
-
-
-def result(out: Path) -> dict[str, Any]:
-    """Return all that a run has left: bytes of weights and metrics, rows of rollouts, names of files."""
-    (weights,) = (out / "model").glob("*.safetensors")
-    return {
-        "weights": weights.read_bytes(),
-        "metrics": (out / "metrics.jsonl").read_text(),
-        "rollouts": [rows_of(path) for path in sorted((out / "rollouts").glob("*/*.parquet"))],
-        "files": sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -129,23 +114,7 @@ def test_a_run_that_is_killed_ends_the_same(
     name: str, tmp_path: Path, sources: dict[str, str], whole: dict[str, Path]
 ) -> None:
     settings = settings_of(name, tmp_path / name, sources)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oirl.tuning.online", "oirl.tuning.learner", "oirl.tuning.policy"])
-    rng, kills = random.Random(name), 0
-    for attempt in range(40):
-        process = context.Process(target=oirl.tune, args=(name, settings))
-        process.start()
-        process.join(rng.uniform(0.3, 0.8 + attempt / 4))
-        if not process.is_alive():
-            assert process.exitcode == 0
-            break
-        process.kill()
-        process.join()
-        kills += 1
-        time.sleep(0.05)
-    else:
-        pytest.fail("never finished")
-    assert kills > 1
+    assert killed_until_done(name, settings) > 1
     assert result(tmp_path / name) == result(whole[name])
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import random
 import subprocess
 import sys
 import time
@@ -14,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from small_runs import RELABEL, make_queries, quick, rows_of, write_queries, write_small_log
+from small_runs import RELABEL, Stopped, killed_until_done, make_queries, quick, result, write_queries, write_small_log
 
 import oirl
 from oirl.errors import ConfigError
@@ -25,10 +23,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "raft": {"iterations": 2, "samples": 3, "kl_coef": 0.05, "min_reward": 0.5},
     "hir": {"iterations": 2, "samples": 2, "relabel": RELABEL, "suboutputs": 1, "contrastive": "batch"},
 }
-
-
-class Stopped(Exception):
-    """Raised in the middle of a run."""
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +46,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sources: dict[str, str]) -> 
         oirl.tune(method, settings_of(method, out, sources))
         found[method] = out
     return found
-
-
-def result(out: Path) -> dict[str, Any]:
-    """Return all that a run has left: bytes of weights and metrics, rows of rollouts."""
-    (weights,) = (out / "model").glob("*.safetensors")
-    return {
-        "weights": weights.read_bytes(),
-        "metrics": (out / "metrics.jsonl").read_text(),
-        "rollouts": [rows_of(path) for path in sorted((out / "rollouts").glob("*/*.parquet"))],
-        "files": sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()),
-    }
 
 
 @pytest.mark.parametrize("method", RUNS)
@@ -99,24 +82,7 @@ def test_a_run_that_is_killed_ends_the_same(
     method: str, tmp_path: Path, sources: dict[str, str], whole: dict[str, Path]
 ) -> None:
     settings = settings_of(method, tmp_path / method, sources)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oirl.tuning.running", "oirl.tuning.trainer", "oirl.tuning.policy"])
-    rng = random.Random(method)
-    kills = 0
-    for attempt in range(40):
-        process = context.Process(target=oirl.tune, args=(method, settings))
-        process.start()
-        process.join(rng.uniform(0.3, 1.0 + attempt / 4))
-        if not process.is_alive():
-            assert process.exitcode == 0
-            break
-        process.kill()
-        process.join()
-        kills += 1
-        time.sleep(0.05)
-    else:
-        pytest.fail("never finished")
-    assert kills > 2
+    assert killed_until_done(method, settings) > 1
     assert result(tmp_path / method) == result(whole[method])
 
 
