@@ -437,7 +437,7 @@ def test_encoder_decoder_models_are_trained_too(tmp_path: Path, queries: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["apa", "ppo"])
+@pytest.mark.parametrize("method", ["ppo"])
 def test_two_processes_learn_what_one_does(method: str, queries: str, tmp_path: Path) -> None:
     settings = {"iterations": 3, "batch": 4, "micro_batch": 2, "learning_rate": 3e-4}
     oirl.tune(method, online(tmp_path / "one", queries, **settings))

@@ -77,7 +77,7 @@ def test_a_run_that_is_stopped_after_each_line_ends_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["sft", "raft", "hir"])
+@pytest.mark.parametrize("method", ["sft", "hir"])
 def test_a_run_that_is_killed_ends_the_same(
     method: str, tmp_path: Path, sources: dict[str, str], whole: dict[str, Path]
 ) -> None:

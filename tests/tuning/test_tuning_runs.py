@@ -375,7 +375,7 @@ def test_mistakes_cost_one_line(arguments: list[str], words: str, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["raft", "hir"])
+@pytest.mark.parametrize("method", ["hir"])
 def test_two_processes_learn_what_one_does(method: str, queries: str, tmp_path: Path) -> None:
     extra = {"relabel": RELABEL, "contrastive": "opposite"} if method == "hir" else {"min_reward": 0}
     settings = {"queries": queries, "samples": 4, "iterations": 2, "log_every": 1, "save_every": 2} | extra
