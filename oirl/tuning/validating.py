@@ -109,9 +109,10 @@ class Validation:
         return found
 
     def value(self, measured: Mapping[str, Any]) -> float:
-        """Return the number that is higher of better policies."""
+        """Return the number that is higher of better policies; NaN where no response had a reward."""
         name = self.measures or "loss"
-        return -float(measured[name]) if name == "loss" else float(measured[name])
+        value = math.nan if measured[name] is None else float(measured[name])
+        return -value if name == "loss" else value
 
     def _draw(self, template: str) -> list[Rollout]:
         """Return a response to each query, with its verdict; one that failed is empty."""

@@ -368,6 +368,14 @@ def test_responses_without_a_reward_are_not_learned_from(tmp_path: Path, queries
         oirl.tune("apa", online(tmp_path / "run", queries, reward="test_online_runs:no_reward", held_out=0.0))
 
 
+def test_a_held_out_reward_that_is_none_is_no_best(tmp_path: Path, queries: str) -> None:
+    settings = online(tmp_path / "run", queries, gold="test_online_runs:no_reward", iterations=1)
+    report = oirl.tune("apa", settings)
+    assert lines_of(tmp_path / "run", "validation")[0]["gold"] is None
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert report.kept["iteration"] == 0
+
+
 def test_gold_by_spread_needs_a_reward_model(tmp_path: Path, queries: str) -> None:
     with pytest.raises(ConfigError, match="spread"):
         oirl.tune("apa", online(tmp_path / "run", queries, gold="spread"))
