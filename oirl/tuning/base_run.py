@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,7 @@ SHARED = "transformers"  # the engine that shares the policy's weights
 _NO_FOLDERS = ("", "verdict", "score", "spread")
 
 
-class TuningRun:
+class TuningRun(ABC):
     """One run, from wherever it was stopped; a subclass says what an iteration is.
 
     Args:
@@ -99,7 +100,7 @@ class TuningRun:
         self._folder.finish(self._save_result)
         self._processes.wait_for_everyone()
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> None:  # noqa: B027  (what is drawn anew cannot be known before)
         """Refuse what cannot be learned from, as far as it is known before anything is drawn."""
 
     def _settle(self, figures: Mapping[str, Any]) -> None:
@@ -111,9 +112,9 @@ class TuningRun:
         prompts = [self._asked] if named else list(dict.fromkeys([self._asked, *self._trained]))
         self._asked, self._prompts = self._data.method.learned(prompts, self._given)
 
+    @abstractmethod
     def _learn(self, sampler: Engine | None) -> None:
         """Go through the iterations that are not done."""
-        raise NotImplementedError
 
     def _make_encoder(self, policy: Policy) -> Any:
         from oirl.tuning.examples import Encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,7 @@ class OnlineRun(TuningRun):
         if "groups" in measured:
             self._groups = np.array(measured["groups"])
         value = self._validation.value(measured)
-        if self._best is None or value > self._validation.value(self._best):
+        if not math.isnan(value) and (self._best is None or value > self._validation.value(self._best)):
             self._best, self._best_by = dict(measured), self._reward_due(int(measured.get("iteration", 0)))
 
     def _act(self, iteration: int, step: int, reason: str, back_to: Path) -> str:

@@ -63,6 +63,15 @@ def too_great(prompts: Any, completions: Sequence[str], **columns: Any) -> list[
     return [1e38 * (i + 1) for i in range(len(completions))]
 
 
+def none_at_first(prompts: Any, completions: Sequence[str], query: Sequence[str], **columns: Any) -> list[float | None]:
+    """Give no gold the first time, and then more and more."""
+    CALLS.append(len(query))
+    return [None if len(CALLS) == 1 else float(len(CALLS))] * len(completions)
+
+
+CALLS: list[int] = []
+
+
 def no_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> list[None]:
     return [None] * len(completions)
 
@@ -374,6 +383,15 @@ def test_a_held_out_reward_that_is_none_is_no_best(tmp_path: Path, queries: str)
     assert lines_of(tmp_path / "run", "validation")[0]["gold"] is None
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     assert report.kept["iteration"] == 0
+
+
+def test_the_first_gold_that_is_a_number_is_the_best_so_far(tmp_path: Path, queries: str) -> None:
+    CALLS.clear()
+    settings = online(tmp_path / "run", queries, gold="test_online_runs:none_at_first", iterations=2, evaluate_every=1)
+    report = oirl.tune("apa", settings)
+    golds = [row["gold"] for row in lines_of(tmp_path / "run", "validation")]
+    assert golds == [None, 2.0, 3.0]
+    assert report.kept["iteration"] == 1
 
 
 def test_gold_by_spread_needs_a_reward_model(tmp_path: Path, queries: str) -> None:
